@@ -1,0 +1,43 @@
+# make demo   a fresh machine -> .venv -> pictures in out/demo
+# make test   a fresh machine -> .venv -> the quick test suite
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := torch==2.13.0
+# The CPU build of torch is a tenth of the size of the default one on Linux. Its index is used where it answers.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: setup demo test test-all lint eval clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@if $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_INDEX)/torch/', timeout=3)" 2>/dev/null; \
+	then set -x; $(BIN)/pip install -q --extra-index-url $(TORCH_INDEX) $(TORCH); \
+	else set -x; $(BIN)/pip install -q $(TORCH); fi
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/lace-sample demo "smile & ~glasses & haircolor=blond" --count 16 --seed 0 --out out/demo --overwrite
+	$(BIN)/lace-edit demo --seed 4 "yaw=0.75" "smile" "glasses" "age=0.8" --out out/edit --overwrite
+	@echo "Look at out/demo/grid.png and out/edit/strip.png"
+
+test: setup
+	$(BIN)/pytest -q
+
+test-all: setup
+	$(BIN)/pytest -q -m "not gpu"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# The numbers of the README: is the condition met, according to an image classifier that had no part in the training?
+eval: setup
+	$(BIN)/lace-eval demo --out out/eval
+
+clean:
+	rm -rf out $(VENV)

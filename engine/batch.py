@@ -1,0 +1,118 @@
+"""The batch: rows in flight, as arrays. A row has its own condition, clock, step, budget and fate."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.tape import Tape
+
+
+class Status(IntEnum):
+    """The fate of a row."""
+
+    RUNNING = 0
+    DONE = 1
+    STEP_LIMIT = 2
+    NONFINITE = 3
+    STEP_UNDERFLOW = 4
+
+    @property
+    def sentence(self) -> str:
+        return SENTENCES[self]
+
+
+SENTENCES = {
+    Status.RUNNING: "still running",
+    Status.DONE: "reached the end of the flow",
+    Status.STEP_LIMIT: "ran out of steps before the end of the flow",
+    Status.NONFINITE: "met a value that is not finite",
+    Status.STEP_UNDERFLOW: "needed a step too small to make progress",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Where and how a row begins.
+
+    z          (width,) the state: a latent z, or a w when the flow runs in W
+    psi        truncation of the row;  label: class of a conditional generator
+    anchor_z, anchor_w   what ``near`` measures from
+    """
+
+    z: Array
+    tape: Tape
+    psi: float
+    label: int
+    seed: int
+    anchor_z: Array
+    anchor_w: Array
+
+
+class Batch:
+    """``capacity`` rows. Slots whose status is not RUNNING are free.
+
+    z, gradient   (capacity, width)        state and grad log p at it
+    jacobian      (capacity, R, width)     du/dz, padded to the widest tape's R columns   } kept only by
+    curvature     (capacity, R, R)         of -log p in u                                 } linearising solvers
+    clock, step   (capacity,) float64      position on the solver's clock, next step
+    error         (capacity,) float64      last accepted error, for PI control
+    """
+
+    def __init__(self, capacity: int, width: int, w_dim: int, dtype: np.dtype):
+        self.capacity, self.dtype = capacity, np.dtype(dtype)
+        self.z = np.zeros((capacity, width), dtype)
+        self.gradient = np.zeros((capacity, width), dtype)
+        self.psi = np.ones((capacity, 1), dtype)
+        self.label = np.zeros(capacity, np.int64)
+        self.anchor_z = np.zeros((capacity, width), dtype)
+        self.anchor_w = np.zeros((capacity, w_dim), dtype)
+        self.jacobian = np.zeros((capacity, 0, width), dtype)
+        self.curvature = np.zeros((capacity, 0, 0))
+        self.columns = np.zeros(capacity, np.int64)
+        self.near = np.zeros(capacity)
+        self.logp = np.zeros(capacity)
+        self.clock, self.step, self.error = np.zeros(capacity), np.zeros(capacity), np.ones(capacity)
+        self.status = np.full(capacity, Status.DONE, np.int8)
+        counters = np.zeros((4, capacity), np.int64)
+        self.steps, self.evaluations, self.rejected, self.forced = counters
+        self.seeds = [0] * capacity
+        self.tapes: list[Tape | None] = [None] * capacity
+
+    def admit(self, row: int, start: Start) -> None:
+        """Put a request into a free slot; every trace of the slot's former row is overwritten."""
+        self.z[row], self.psi[row], self.label[row] = start.z, start.psi, start.label
+        self.anchor_z[row], self.anchor_w[row] = start.anchor_z, start.anchor_w
+        self.tapes[row], self.seeds[row] = start.tape, start.seed
+        self.columns[row], self.near[row] = len(start.tape.columns), start.tape.near
+        self.widen(len(start.tape.columns))
+        self.clock[row], self.step[row], self.error[row] = 0.0, 0.0, 1.0
+        for counter in (self.steps, self.evaluations, self.rejected, self.forced):
+            counter[row] = 0
+        self.status[row] = Status.RUNNING
+
+    def widen(self, columns: int) -> None:
+        """Make room for tapes with ``columns`` columns."""
+        old = self.jacobian.shape[1]
+        if columns > old:
+            grow = ((0, 0), (0, columns - old))
+            self.jacobian = np.pad(self.jacobian, (*grow, (0, 0)))
+            self.curvature = np.pad(self.curvature, (*grow, (0, columns - old)))
+
+    def running(self) -> Array:
+        return np.flatnonzero(self.status == Status.RUNNING)
+
+    def by_columns(self, rows: Array) -> Iterator[tuple[Array | slice, int]]:
+        """Positions within ``rows`` of the rows that have equally many columns.
+
+        Rows are never padded to a common width in linear algebra: a row's bits must not depend on its batch.
+        """
+        columns = self.columns[rows]
+        distinct = np.unique(columns)
+        if len(distinct) == 1:
+            yield slice(None), int(distinct[0])
+            return
+        for r in distinct:
+            yield np.flatnonzero(columns == r), int(r)

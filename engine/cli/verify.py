@@ -1,0 +1,57 @@
+"""lace-verify: is this bundle whole, and does this machine compute it right?"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+
+from engine.bundle import Bundle
+from engine.cli.console import CHECK_FAILED, EXIT_CODES, OK, checks_table, guarded, parse, write_json
+from engine.runtimes import RUNTIMES, open_runtime
+from engine.verify import check_bundle
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lace-verify",
+        description="Check the hashes of a bundle and replay its golden answers on a runtime.",
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by lace-export")
+    parser.add_argument("--runtime", metavar="NAME", default="auto", help=f"auto, {', '.join(RUNTIMES)} (auto)")
+    parser.add_argument("--json", action="store_true", help="write the results as JSON")
+    return parser
+
+
+def verify(options: argparse.Namespace) -> int:
+    bundle = Bundle(options.bundle)
+    runtime = open_runtime(bundle, options.runtime)
+    checks = check_bundle(bundle, runtime)
+    failed = [check for check in checks if check.passed is False]
+    skipped = [check for check in checks if check.passed is None]
+    if options.json:
+        facts = {"bundle": str(bundle.path), "hash": bundle.hash, "runtime": runtime.name, "version": runtime.version,
+                 "device": runtime.device, "passed": not failed, "checks": [asdict(c) for c in checks]}  # fmt: skip
+        write_json(json.dumps(facts, indent=1))
+        return CHECK_FAILED if failed else OK
+    console = Console()
+    console.print(f"{bundle!r} on {runtime.name} {runtime.version} ({runtime.device})", markup=False, highlight=False)
+    console.print(checks_table(checks))
+    for check in skipped:
+        console.print(f"{check.name} not checked: {check.note}", style="yellow", markup=False, soft_wrap=True)
+    if failed:
+        console.print(f"{len(failed)} of {len(checks)} checks failed: do not use this bundle with {runtime.name} here",
+                      style="bold red")  # fmt: skip
+    return CHECK_FAILED if failed else OK
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(build_parser(), arguments)
+    return guarded(lambda: verify(options))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

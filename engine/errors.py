@@ -1,0 +1,25 @@
+"""Every error that the engine raises on purpose. A bad call is an exception; a bad row is a status."""
+
+
+class LaceError(Exception):
+    """Base class: what happened, what was expected, what to do."""
+
+
+class BundleError(LaceError):
+    """A bundle is missing, damaged, of an unknown version, or cannot be written."""
+
+
+class CheckpointError(LaceError):
+    """A checkpoint is unsafe, damaged or of an unknown kind."""
+
+
+class ConditionError(LaceError):
+    """A condition cannot be parsed, or does not fit the bundle's attributes."""
+
+
+class BackendError(LaceError):
+    """A runtime or device was asked for that is not there, or it failed."""
+
+
+class SolveError(LaceError):
+    """Rows did not reach the end of the flow and the caller asked for strictness."""

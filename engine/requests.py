@@ -1,0 +1,103 @@
+"""Requests in, samples out: the two records that cross the door."""
+
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.batch import Status
+from engine.condition import Condition
+from engine.errors import ConditionError
+from engine.grammar import parse
+from kernels.noise import SEED_LIMIT
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One picture that is wanted.
+
+    condition    an expression, its text form, or None for a plain sample
+    seed         draws the starting latent and any noise; the same seed gives the same start everywhere
+    z            (z_dim,) a start instead of the seed's
+    w            (w_dim,) a start in W, for latents of inverted photographs: the flow then runs in W
+    truncation   psi of this row; None: the sampler's.   label: class of a conditional generator
+    """
+
+    condition: Condition | str | None = None
+    seed: int = 0
+    z: Array | None = None
+    w: Array | None = None
+    truncation: float | None = None
+    label: int | None = None
+
+    def __post_init__(self):
+        if isinstance(self.condition, str):
+            object.__setattr__(self, "condition", parse(self.condition))
+        if not isinstance(self.condition, Condition | None):
+            raise ConditionError(f"a request's condition is an expression or a text, not {self.condition!r}")
+        if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < SEED_LIMIT:
+            raise ValueError(f"seed {self.seed!r} is not an integer in [0, 2**64)")
+        if self.z is not None and self.w is not None:
+            raise ValueError("a request starts from z or from w, not from both")
+        if self.truncation is not None and not np.isfinite(self.truncation):
+            raise ValueError(f"truncation {self.truncation!r} is not a finite number")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One result.
+
+    image         (H, W, C) uint8, or None before ``render``
+    z             (z_dim,), or None when the flow ran in W
+    w             (w_dim,), after truncation;  ws: (num_ws, w_dim) when layers differ, else None
+    logits        raw logits of the attributes that the condition mentions
+    energy        -log p of the condition at the end
+    status        DONE, or why the row stopped
+    steps, evaluations   accepted steps, and evaluations of the field
+    forced        steps that the evaluation budget lengthened beyond what the tolerance asked for
+    """
+
+    request: Request
+    z: Array | None
+    w: Array
+    logits: Mapping[str, Array]
+    energy: float
+    status: Status
+    steps: int
+    evaluations: int
+    rejected: int
+    forced: int
+    image: Array | None = None
+    ws: Array | None = None
+
+    @property
+    def condition(self) -> Condition | None:
+        return self.request.condition
+
+    @property
+    def seed(self) -> int:
+        return self.request.seed
+
+    def __repr__(self) -> str:
+        return (f"Sample({str(self.condition)!r}, seed={self.seed}, energy={self.energy:.4g}, "
+                f"{self.status.name}, evaluations={self.evaluations})")  # fmt: skip
+
+
+Wanted = Condition | str | None | Request | Sequence[Request]
+
+
+def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None) -> list[Request]:
+    """What ``sample`` was given, as a list: one condition for many seeds, or requests as they are."""
+    if isinstance(wanted, Condition | str | None):
+        if isinstance(seeds, numbers.Integral):
+            seeds = [seeds]
+        return [Request(wanted, seed=seed) for seed in ([0] if seeds is None else seeds)]
+    requests = [wanted] if isinstance(wanted, Request) else list(wanted)
+    if seeds is not None:
+        raise ValueError("seeds belong to a single condition; each Request has its own seed")
+    for request in requests:
+        if not isinstance(request, Request):
+            raise TypeError(f"expected a condition or Requests, found {type(request).__name__}")
+    return requests

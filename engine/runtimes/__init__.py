@@ -1,0 +1,97 @@
+"""Runtimes: what runs a bundle's graphs on a device. One file each, imported late.
+
+Adding one: a file with the methods of ``Runtime`` and ``Field``, and a line in RUNTIMES.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.bundle import Bundle
+from engine.errors import BackendError
+
+
+class Field(Protocol):
+    """The network z -> w -> logits. ``pullback`` continues from the last ``forward``."""
+
+    def forward(
+        self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array]
+    ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+        """Evaluate the mapping once, and the named heads only.
+
+        z (rows, z_dim), psi (rows, 1), label (rows,) int64 or None
+        heads     {head: seeds (k, C)}: the wanted combinations of its logits
+        returns   w (rows, w_dim), {head: (logits (rows, C), slopes (rows, k, dim))}, where the slopes are the
+                  derivatives of seeds @ logits by the head's input
+        """
+        ...
+
+    def pullback(self, cotangent: Array) -> Array:
+        """cotangent (rows, r, w_dim) on w -> (rows, r, z_dim) on z."""
+        ...
+
+
+class Runtime(Protocol):
+    """Something that runs a bundle.
+
+    dtype             of the field's results, and so of the solver's state
+    row_independent   a row's result does not depend, to the bit, on the other rows of the call
+    """
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    dtype: np.dtype
+    row_independent: bool
+
+    def field(self, space: str = "z") -> Field:
+        """A field with a state of its own (the activations that ``pullback`` needs).
+
+        space   'z', or 'w': ``forward`` is given w in the place of z, and ``pullback`` is the identity
+        """
+        ...
+
+    def synthesize(self, ws: Array) -> Array:
+        """ws (rows, num_ws, w_dim) float32 -> images (rows, channels, R, R) float32, about [-1, 1]."""
+        ...
+
+
+# name: (module, the extra that installs it, devices). The first that is installed is "auto".
+RUNTIMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "onnxruntime": ("engine.runtimes.onnxruntime", "cpu", ("cpu",)),
+    "numpy": ("engine.runtimes.reference", "", ("cpu",)),
+}
+AUTO = ("onnxruntime",)
+
+
+def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0) -> Runtime:
+    """Open ``bundle`` on the runtime ``name``; 'auto' takes the first of AUTO that is installed.
+
+    threads   0: the runtime's own choice.  Raises BackendError: a choice is honoured or refused, never replaced.
+    """
+    if name == "auto":
+        for candidate in AUTO:
+            try:
+                return open_runtime(bundle, candidate, device=device, threads=threads)
+            except MissingRuntime as error:
+                missing = error
+        raise missing
+    if name not in RUNTIMES:
+        raise BackendError(f"there is no runtime {name!r}; known are: auto, {', '.join(RUNTIMES)}")
+    module, extra, devices = RUNTIMES[name]
+    if device not in devices:
+        raise BackendError(f"runtime {name!r} does not run on device {device!r}; it runs on: {', '.join(devices)}")
+    try:
+        factory: Callable[..., Runtime] = import_module(module).open_bundle
+    except ImportError as error:
+        advice = f"install it with: pip install 'lace-engine[{extra}]'"
+        raise MissingRuntime(f"runtime {name!r} is not installed ({error}); {advice}") from error
+    return factory(bundle, threads=threads)
+
+
+class MissingRuntime(BackendError):
+    """The runtime is known, but the package behind it is not installed."""

@@ -1,0 +1,61 @@
+"""The reference runtime: the field in float64 numpy. Slow, obvious, and the judge of the others.
+
+It has no synthesis: pictures need one of the other runtimes.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.bundle import Bundle
+from engine.errors import BackendError
+from kernels import field as twin
+
+
+class ReferenceField:
+    def __init__(self, bundle: Bundle, space: str):
+        self.in_w = space == "w"
+        self.tensors = {name: tensor.astype(np.float64) for name, tensor in bundle.field.items()}
+        self.stacks = {name: twin.layers(self.tensors, f"head.{name}") for name in bundle.heads}
+        self.spaces = {name: head.space for name, head in bundle.heads.items()}
+        self.z = self.psi = np.empty((0, 0))
+        self.hidden: list[Array] = []
+
+    def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array]):
+        self.z, self.psi = z.astype(np.float64), psi.astype(np.float64)
+        if self.in_w:
+            w = self.z
+        else:
+            w, self.hidden = twin.mapping(self.tensors, self.z, self.psi, label)
+        found = {}
+        for name, seeds in heads.items():
+            logits, hidden = twin.head(self.stacks[name], w if self.spaces[name] == "w" else self.z)
+            found[name] = logits, twin.head_rows(self.stacks[name], hidden, seeds, rows=len(z))
+        return w, found
+
+    def pullback(self, cotangent: Array) -> Array:
+        if self.in_w:
+            return cotangent
+        return twin.pullback(self.tensors, self.z, self.psi, self.hidden, cotangent.astype(np.float64))
+
+
+class ReferenceRuntime:
+    name, device, precision = "numpy", "cpu", "fp64"
+    version = np.__version__
+    dtype = np.dtype(np.float64)
+    # BLAS picks its kernel by the number of rows, so the last bits may depend on it.
+    row_independent = False
+
+    def __init__(self, bundle: Bundle):
+        self.bundle = bundle
+
+    def field(self, space: str = "z") -> ReferenceField:
+        return ReferenceField(self.bundle, space)
+
+    def synthesize(self, ws: Array) -> Array:
+        raise BackendError("runtime 'numpy' only solves; to decode pictures choose runtime='onnxruntime'")
+
+
+def open_bundle(bundle: Bundle, *, threads: int = 0) -> ReferenceRuntime:
+    return ReferenceRuntime(bundle)

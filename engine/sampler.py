@@ -1,0 +1,322 @@
+"""The sampler: requests in, samples out."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.batch import Batch, Start, Status
+from engine.bundle import Bundle
+from engine.condition import And, Condition, Keep, Near
+from engine.condition import keep as keep_condition
+from engine.condition import near as near_condition
+from engine.errors import BundleError, SolveError
+from engine.flow import Flow
+from engine.grammar import parse
+from engine.requests import Request, Sample, Wanted, as_requests
+from engine.runtimes import open_runtime
+from engine.solvers import make_solver
+from engine.tape import Tape, lower
+from kernels.noise import normals
+
+DEMO = "demo"
+
+
+def find_bundle(bundle: str | os.PathLike | Bundle) -> Bundle:
+    """A bundle, the path of one, or 'demo' for the one inside the package."""
+    if isinstance(bundle, Bundle):
+        return bundle
+    if os.fspath(bundle) == DEMO and not Path(DEMO).exists():
+        return Bundle(Path(__file__).parent / "demo.lace")
+    return Bundle(bundle)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Anchor:
+    """What ``near`` and ``keep`` hold on to: the sample that is being edited."""
+
+    z: Array
+    w: Array
+    logits: dict[str, Array]
+
+
+class Sampler:
+    """Samples a bundle's generator under conditions.
+
+    bundle          a path, an open Bundle, or "demo"
+    runtime         "auto", or a name from engine.runtimes; a choice is honoured or refused
+    capacity        rows in flight at a time
+    solver          a name from engine.solvers.SOLVERS; rtol, atol, steps, max_evaluations, clock are its settings,
+                    None for its own default
+    logic           "product" (De Morgan holds), or "lace" for the paper's constants, with its temperature
+    truncation      psi for requests that name none; None: the bundle's
+    threads         of the runtime; 0: its own choice
+
+    A row's result does not depend on the other rows of a call. Raises BundleError, BackendError, SolveError;
+    calls raise ConditionError for conditions that the bundle cannot serve.
+    """
+
+    def __init__(self, bundle: str | os.PathLike | Bundle, *, runtime: str = "auto", device: str = "cpu",
+                 capacity: int = 64, solver: str = "gauss-newton", rtol: float | None = None,
+                 atol: float | None = None, steps: int | None = None, max_evaluations: int | None = None,
+                 clock: str | None = None, logic: str = "product", temperature: float = 1.0,
+                 truncation: float | None = None, threads: int = 0):  # fmt: skip
+        if capacity < 1:
+            raise SolveError(f"capacity must be at least 1, not {capacity}")
+        self.bundle = find_bundle(bundle)
+        self.solver = make_solver(solver, rtol=rtol, atol=atol, steps=steps, max_evaluations=max_evaluations,
+                                  clock=clock)  # fmt: skip
+        self.solver_name = solver
+        self.logic, self.temperature, self.capacity = logic, temperature, capacity
+        self.truncation = self.bundle.generator.truncation if truncation is None else truncation
+        self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads)
+        lower(None, self.bundle.attributes, logic=logic, temperature=temperature)  # refuse a bad logic at once
+
+    def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+               strict: bool = False) -> list[Sample]:  # fmt: skip
+        """Solve and decode: one condition for many ``seeds``, or a sequence of Requests.
+
+        strict   raise SolveError, which lists them, if some rows did not reach the end of the flow
+        """
+        return self.render(self.solve(wanted, seeds, strict=strict))
+
+    def solve(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+              strict: bool = False) -> list[Sample]:  # fmt: skip
+        """``sample`` without the pictures."""
+        requests = as_requests(wanted, seeds)
+        return self.collect([(request, None) for request in requests], strict)
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Yield decoded samples as their rows finish; waiting requests take the free slots.
+
+        A sample's ``request`` is the very object that was given.
+        """
+        for finished in self.drive([(request, None) for request in requests]):
+            yield from self.render([sample for _, sample in finished])
+
+    def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *,
+             keep: str | Sequence[str] | None = "*", keep_weight: float = 0.01, near: float | None = 0.04,
+             hold: bool = True, strict: bool = False) -> list[Sample]:  # fmt: skip
+        """Sequential editing: from each sample's latent, towards ``condition``, holding on to the rest.
+
+        keep   attributes whose logits stay near the sample's: names, "*" for all that are not mentioned, None
+        near   weight of the distance to the sample in z and w; None leaves it out. The weights are the paper's
+        hold   keep the sample's former targets too, unless the new condition mentions their attributes
+
+        Nie, Vahdat, Anandkumar, NeurIPS 2021, section on sequential editing.
+        """
+        samples = [samples] if isinstance(samples, Sample) else list(samples)
+        condition = parse(condition) if isinstance(condition, str) else condition
+        work = []
+        for sample in samples:
+            target = condition & held if hold and (held := held_terms(sample.condition, condition)) else condition
+            request = replace(sample.request, condition=target, z=sample.z, w=sample.w if sample.z is None else None)
+            work.append((request, self.anchored(request, sample, keep, keep_weight, near)))
+        return self.render(self.collect(work, strict))
+
+    def anchored(self, request: Request, sample: Sample, keep: str | Sequence[str] | None, keep_weight: float,
+                 near: float | None) -> tuple[Condition, Anchor]:  # fmt: skip
+        """The condition with its regularisers, and the sample's latents and logits to measure them from."""
+        full = request.condition
+        if keep:
+            full = full & keep_condition(*([keep] if isinstance(keep, str) else keep), weight=keep_weight)
+        if near:
+            full = full & near_condition(near)
+        logits = self.measure([sample])[0]
+        z = sample.w if sample.z is None else sample.z
+        return full, Anchor(z, sample.w, logits)
+
+    def measure(self, samples: Sequence[Sample]) -> list[dict[str, Array]]:
+        """Raw logits of every attribute of the bundle, one dictionary per sample."""
+        found: list[dict[str, Array]] = [{} for _ in samples]
+        for in_w in (False, True):
+            part = [i for i, sample in enumerate(samples) if (sample.z is None) == in_w]
+            if not part:
+                continue
+            flow = self.flow(in_w)
+            heads = {n: np.zeros((0, h.widths[-1]), self.runtime.dtype) for n, h in flow.heads.items()
+                     if not (in_w and h.space == "z")}  # fmt: skip
+            z = np.stack([samples[i].w if in_w else samples[i].z for i in part]).astype(self.runtime.dtype)
+            psi = np.array([[self.psi(samples[i].request)] for i in part], self.runtime.dtype)
+            label = np.array([samples[i].request.label or 0 for i in part], np.int64)
+            _, values = flow.field.forward(z, psi, label if flow.labels else None, heads)
+            for k, i in enumerate(part):
+                found[i] = {n: flow.logits(values, n)[k] for n, a in self.bundle.attributes.items() if a.head in heads}
+        return found
+
+    def render(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Decode: the same samples with their ``image``."""
+        samples = list(samples)
+        if not samples:
+            return samples
+        num_ws = self.bundle.generator.num_ws
+        ws = np.stack([np.broadcast_to(s.w, (num_ws, len(s.w))) if s.ws is None else s.ws for s in samples])
+        images = self.runtime.synthesize(np.ascontiguousarray(ws, np.float32))
+        # 8-bit as StyleGAN defines it: x 127.5 + 128, cut off at both ends.
+        pixels = np.clip(images * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8)
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        return [replace(sample, image=image) for sample, image in zip(samples, pixels, strict=True)]
+
+    def psi(self, request: Request) -> float:
+        return self.truncation if request.truncation is None else request.truncation
+
+    def collect(self, work: list, strict: bool) -> list[Sample]:
+        """Drive to the end; samples in the order of the requests."""
+        samples: list[Sample | None] = [None] * len(work)
+        for finished in self.drive(work):
+            for index, sample in finished:
+                samples[index] = sample
+        if strict:
+            failed = [(i, s) for i, s in enumerate(samples) if s.status != Status.DONE]
+            if failed:
+                listed = "; ".join(f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in failed[:8])
+                raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
+        return samples
+
+    def drive(self, work: list) -> Iterator[list[tuple[int, Sample]]]:
+        """Step until no row runs and none waits; yields what finished together, as (index in ``work``, sample)."""
+        starts = [self.start(request, anchored) for request, anchored in work]
+        for in_w in (False, True):
+            waiting = deque(i for i, (request, _) in enumerate(work) if (request.w is not None) == in_w)
+            if waiting:
+                yield from self.drive_batch(self.flow(in_w), work, starts, waiting)
+
+    def drive_batch(self, flow: Flow, work: list, starts: list[Start], waiting: deque[int]) -> Iterator:
+        """Rows retire as they finish, and waiting requests take their slots."""
+        g = self.bundle.generator
+        width = len(starts[waiting[0]].z)
+        batch = Batch(min(self.capacity, len(waiting)), width, g.w_dim, self.runtime.dtype)
+        owner = np.full(batch.capacity, -1)
+        while True:
+            free = np.flatnonzero(owner < 0)[: len(waiting)]
+            for row in free:
+                owner[row] = waiting.popleft()
+                batch.admit(row, starts[owner[row]])
+            if len(free):
+                self.begin(flow, batch, free)
+            rows = batch.running()
+            if len(rows):
+                self.solver.step(flow, batch, rows)
+            finished = np.flatnonzero((owner >= 0) & (batch.status != Status.RUNNING))
+            if len(finished):
+                samples = self.retire(flow, batch, finished, [work[i][0] for i in owner[finished]])
+                yield [(int(owner[row]), sample) for row, sample in zip(finished, samples, strict=True)]
+                owner[finished] = -1
+            if not waiting and not (owner >= 0).any():
+                return
+
+    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        """Start new rows. A row whose condition asks for nothing has arrived already."""
+        idle = np.array([not batch.tapes[row].columns and not batch.near[row] for row in rows])
+        batch.status[rows[idle]] = Status.DONE
+        if not idle.all():
+            self.solver.begin(flow, batch, rows[~idle])
+
+    def retire(self, flow: Flow, batch: Batch, rows: Array, requests: list[Request]) -> list[Sample]:
+        """The samples of finished rows, measured once more without derivatives."""
+        z = batch.z[rows]
+        logp, w, logits = flow.measure(batch, rows, z)
+        return [
+            Sample(
+                request=request, z=None if request.w is not None else z[i], w=w[i], logits=logits[i],
+                energy=float(-logp[i]), status=Status(int(batch.status[row])), steps=int(batch.steps[row]),
+                evaluations=int(batch.evaluations[row]), rejected=int(batch.rejected[row]),
+                forced=int(batch.forced[row]),
+            )
+            for i, (row, request) in enumerate(zip(rows, requests, strict=True))
+        ]  # fmt: skip
+
+    def start(self, request: Request, anchored: tuple[Condition, Anchor] | None) -> Start:
+        """Where a request begins: its latent, its tape with anchors filled in."""
+        g = self.bundle.generator
+        if request.w is not None:
+            z = checked_latent(request.w, g.w_dim, "w")
+        elif request.z is not None:
+            z = checked_latent(request.z, g.z_dim, "z")
+        else:
+            z = normals(request.seed, 0, g.z_dim)
+        condition, anchor = anchored if anchored is not None else (request.condition, None)
+        tape = self.lowered(condition)
+        if anchor is not None:
+            tape = tape.anchored(anchor.logits)
+        elif tape.near or tape.anchors:
+            anchor = self.anchor_at(request, z)
+            tape = tape.anchored(anchor.logits)
+        return Start(z=z, tape=tape, psi=self.psi(request), label=self.label(request), seed=int(request.seed),
+                     anchor_z=z if anchor is None else anchor.z,
+                     anchor_w=np.zeros(g.w_dim, np.float32) if anchor is None else anchor.w)  # fmt: skip
+
+    def anchor_at(self, request: Request, z: Array) -> Anchor:
+        """``near`` and ``keep`` in a plain request hold on to the request's own start, as in the paper."""
+        in_w = request.w is not None
+        here = replace(request, condition=None, z=None if in_w else z, w=z if in_w else None)
+        sample = self.solve([here])[0]
+        return Anchor(z, sample.w, self.measure([sample])[0])
+
+    def label(self, request: Request) -> int:
+        labels = self.bundle.generator.labels
+        if request.label is None:
+            if labels and request.w is None:
+                raise ValueError(f"this generator is conditional: give each Request a label in 0..{labels - 1}")
+            return 0
+        if not labels:
+            raise ValueError(f"label {request.label} was given, but this generator is unconditional")
+        if not 0 <= request.label < labels:
+            raise ValueError(f"label {request.label} is out of range: expected 0..{labels - 1}")
+        return int(request.label)
+
+    def lowered(self, condition: Condition | None) -> Tape:
+        return lower(condition, self.bundle.attributes, logic=self.logic, temperature=self.temperature)
+
+    def flow(self, in_w: bool) -> Flow:
+        return self.flow_in_w if in_w else self.flow_in_z
+
+    @cached_property
+    def flow_in_z(self) -> Flow:
+        return Flow(self.runtime.field("z"), self.bundle)
+
+    @cached_property
+    def flow_in_w(self) -> Flow:
+        return Flow(self.runtime.field("w"), self.bundle)
+
+    def __repr__(self) -> str:
+        r = self.runtime
+        return (f"Sampler({str(self.bundle.path)!r}, hash={self.bundle.hash[:12]}, runtime={r.name} {r.version}, "
+                f"device={r.device}, precision={r.precision}, capacity={self.capacity}, "
+                f"solver={self.solver_name} {settings(self.solver)}, logic={self.logic}, "
+                f"temperature={self.temperature}, truncation={self.truncation})")  # fmt: skip
+
+
+def settings(solver) -> str:
+    names = [name for name in solver.__dataclass_fields__ if name != "tableau"]
+    return "(" + ", ".join(f"{name}={getattr(solver, name)}" for name in names) + ")"
+
+
+def checked_latent(latent: Array, width: int, name: str) -> Array:
+    array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
+    if array.shape != (width,) or not np.isfinite(array).all():
+        raise ValueError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
+    return array
+
+
+def held_terms(old: Condition | None, new: Condition) -> Condition | None:
+    """The AND-ed terms of ``old`` whose attributes ``new`` does not mention."""
+    if old is None:
+        return None
+    terms = old.parts if isinstance(old, And) else (old,)
+    mentioned = set(new.attributes())
+    kept = [t for t in terms if not isinstance(t, Near | Keep) and not mentioned & set(t.attributes())]
+    if not kept:
+        return None
+    held = kept[0]
+    for term in kept[1:]:
+        held = held & term
+    return held
+
+
+__all__ = ["BundleError", "Request", "Sample", "Sampler", "find_bundle"]

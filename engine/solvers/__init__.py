@@ -1,0 +1,48 @@
+"""Solvers: how a row advances along the flow. One file per kind; Runge-Kutta methods are data.
+
+A solver is a frozen record of its settings with two functions:
+
+    begin(flow, batch, rows)   evaluate the start of newly admitted rows
+    step(flow, batch, rows)    advance each running row by at most one step, and set its status
+
+Rows are in lockstep only in that they share calls of the field; time, step, error and fate are a row's own.
+"""
+
+from dataclasses import fields
+from typing import Protocol
+
+from numpy import ndarray as Array
+
+from engine.batch import Batch
+from engine.errors import SolveError
+from engine.flow import Flow
+from engine.solvers.gauss_newton import GaussNewton
+from engine.solvers.runge_kutta import RungeKutta
+from engine.solvers.stochastic import Langevin, PredictorCorrector
+from engine.solvers.tableaus import TABLEAUS
+
+
+class Solver(Protocol):
+    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None: ...
+    def step(self, flow: Flow, batch: Batch, rows: Array) -> None: ...
+
+
+SOLVERS = {
+    "gauss-newton": (GaussNewton, {}),
+    **{name: (RungeKutta, {"tableau": tableau}) for name, tableau in TABLEAUS.items()},
+    "langevin": (Langevin, {}),
+    "predictor-corrector": (PredictorCorrector, {}),
+}
+
+
+def make_solver(name: str, **settings) -> Solver:
+    """The solver ``name`` with the settings that are not None.  Raises SolveError on a name or setting it lacks."""
+    if name not in SOLVERS:
+        raise SolveError(f"there is no solver {name!r}; known are: {', '.join(SOLVERS)}")
+    kind, fixed = SOLVERS[name]
+    given = {key: value for key, value in settings.items() if value is not None}
+    allowed = [f.name for f in fields(kind) if f.name not in fixed]
+    for key in given:
+        if key not in allowed:
+            raise SolveError(f"solver {name!r} has no setting {key!r}; it has: {', '.join(allowed)}")
+    return kind(**fixed, **given)

@@ -1,0 +1,166 @@
+"""Replay a bundle's golden answers on a runtime and compare.
+
+Golden answers were recorded from the original network when the bundle was exported; lace-export refuses to finish,
+and lace-verify fails, when a runtime does not give them back within the floors below.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.bundle import Bundle
+from engine.errors import BackendError, BundleError
+from engine.runtimes import Runtime, open_runtime
+
+PARTS = ("field", "synthesis")
+SMALL = 64
+# Rows of 1024 px that one synthesis call decodes here: bounds the memory of the check to a few GB.
+PIXELS = 2 * 1024 * 1024
+
+# Floors. Measured values (onnxruntime 1.31 on a CPU, random and trained networks) are in brackets.
+# float32 answers to a float64 recording, relative to the largest answer [w 5e-7, logits 2e-6]: sums of 512 products
+# in another order. A wrong gain, bias or column is wrong by more than 1e-2; TF32 by about 1e-3.
+FIELD_ERROR = 1e-4
+# Gradients are compared by quantiles, because rounding can move a unit across the kink of its leaky ReLU and then one
+# of 512 slopes is 0.2 instead of 1: a few percent of that gradient, and no mistake. The median sees none of that
+# [4e-7]; TF32 products alone give 8e-3.
+GRADIENT_MEDIAN = 1e-4
+# Largest relative error among 99 % of all gradients [1e-6]: room for two or three flipped units.
+GRADIENT_TAIL = 1e-1
+# Pictures: error over their range. float32 differs by summation order alone [2e-6].
+IMAGE_FP32 = 1e-4
+# float16 and bfloat16 keep 11 and 8 bits, and errors add over two layers per resolution: PSNR in dB against the
+# float32 original [fp16 74 to 83, bf16 57]. 8-bit pictures are good to 59 dB; a missing normalisation or an overflow
+# falls below 30.
+IMAGE_PSNR = {"fp16": 55.0, "bf16": 40.0}
+# No pixel may be off by more than this part of the range, or a local failure hides in the mean [fp16 8e-4, bf16 9e-3].
+IMAGE_PEAK = {"fp16": 0.02, "bf16": 0.1}
+
+
+class ParityError(BundleError):
+    """A bundle does not answer as the original network did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison. ``passed`` is None where the runtime cannot run it; ``note`` then says why.
+
+    error and floor are in the same unit; a name ending in 'psnr' passes from the floor upwards, others up to it.
+    """
+
+    name: str
+    error: float | None
+    floor: float
+    passed: bool | None
+    note: str = ""
+
+
+def at_most(name: str, error: float, floor: float) -> Check:
+    return Check(name, float(error), floor, bool(error <= floor))  # not-a-number does not pass
+
+
+def at_least(name: str, value: float, floor: float) -> Check:
+    return Check(name, float(value), floor, bool(value >= floor))
+
+
+def not_checked(name: str, floor: float, reason: str) -> Check:
+    return Check(name, None, floor, None, reason)
+
+
+def small(images: Array) -> Array:
+    """Box average down to at most SMALL pixels a side.  (n, C, R, R) -> (n, C, s, s), float32."""
+    n, channels, size, _ = images.shape
+    side = max(s for s in range(1, min(size, SMALL) + 1) if size % s == 0)
+    boxes = images.reshape(n, channels, side, size // side, side, size // side)
+    return boxes.mean(axis=(3, 5), dtype=np.float64).astype(np.float32)
+
+
+def gradient_errors(gradient: Array, golden: Array) -> Array:
+    """(rows, C, dim) twice -> length of the difference over the length of the golden gradient, (rows * C,)."""
+    golden = golden.astype(np.float64)
+    difference = np.linalg.norm(gradient - golden, axis=2)
+    return (difference / np.maximum(np.linalg.norm(golden, axis=2), 1e-12)).ravel()
+
+
+def relative(answer: Array, golden: Array) -> float:
+    return float(np.max(np.abs(answer - golden.astype(np.float64))) / max(np.max(np.abs(golden)), 1e-12))
+
+
+def check_field(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
+    """w, every attribute's logits, and its gradients in z: slopes of the head and pullback together."""
+    golden, field = bundle.golden, runtime.field()
+    z, psi = (golden[name].astype(runtime.dtype) for name in ("z", "psi"))
+    for position, (name, head) in enumerate(bundle.heads.items()):
+        w, found = field.forward(z, psi, golden.get("label"), {name: np.eye(head.widths[-1], dtype=runtime.dtype)})
+        if not position:
+            yield at_most("w", relative(w, golden["w"]), FIELD_ERROR)
+        logits, slopes = found[name]
+        gradients = field.pullback(slopes) if head.space == "w" else slopes
+        for attribute in bundle.attributes.values():
+            if attribute.head == name:
+                columns = slice(*attribute.columns)
+                yield from check_attribute(attribute.name, logits[:, columns], gradients[:, columns], golden)
+    if not bundle.heads:
+        yield at_most("w", relative(field.forward(z, psi, golden.get("label"), {})[0], golden["w"]), FIELD_ERROR)
+
+
+def check_attribute(name: str, logits: Array, gradients: Array, golden: Mapping[str, Array]) -> Iterator[Check]:
+    errors = gradient_errors(gradients, golden[f"{name}.gradient"])
+    yield at_most(f"{name}.logits", relative(logits, golden[f"{name}.logits"]), FIELD_ERROR)
+    yield at_most(f"{name}.gradient median", np.median(errors), GRADIENT_MEDIAN)
+    yield at_most(f"{name}.gradient 99 %", np.quantile(errors, 0.99, method="lower"), GRADIENT_TAIL)
+
+
+def decode(bundle: Bundle, runtime: Runtime) -> Iterator[Array]:
+    """The golden rows' pictures, the last alone and the others together as far as memory allows.
+
+    Two batch sizes from one graph: a batch that was frozen by the export is found here. (The larger comes first: a
+    runtime's arena then serves both.)
+    """
+    g, w = bundle.generator, bundle.golden["w"]
+    step, last = max(1, PIXELS // g.resolution**2), len(w) - 1
+    for first in (*range(0, last, step), last):
+        past = min(first + step, last) if first < last else len(w)
+        ws = np.repeat(w[first:past, None], g.num_ws, axis=1)
+        yield runtime.synthesize(np.ascontiguousarray(ws))
+
+
+def check_synthesis(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
+    """Golden pictures: one at full resolution, all of them box-averaged."""
+    precision = bundle.manifest.graphs["synthesis"].get("precision", "fp32")
+    averaged, full = [], None
+    try:
+        for images in decode(bundle, runtime):
+            full = images[:1].copy() if full is None else full
+            averaged.append(small(images))
+    except BackendError as error:
+        yield not_checked("images", IMAGE_FP32, str(error))
+        return
+    assert full is not None
+    yield from compare_images("image", full, bundle.golden["image"], precision)
+    yield from compare_images("images", np.concatenate(averaged), bundle.golden["images"], precision)
+
+
+def compare_images(name: str, images: Array, golden: Array, precision: str) -> Iterator[Check]:
+    """Errors relative to the golden range, which is at least the 2 of a displayed picture."""
+    span = max(2.0, float(golden.max()) - float(golden.min()))
+    difference = np.abs(images.astype(np.float64) - golden) / span
+    if precision in IMAGE_PSNR:
+        psnr = -10 * np.log10(max(np.mean(difference**2), 1e-30))
+        yield at_least(f"{name} psnr", psnr, IMAGE_PSNR[precision])
+        yield at_most(f"{name} peak", np.max(difference), IMAGE_PEAK[precision])
+    else:
+        yield at_most(name, np.max(difference), IMAGE_FP32)
+
+
+def check_bundle(bundle: Bundle, runtime: str | Runtime = "auto", *, parts: Sequence[str] = PARTS) -> list[Check]:
+    """Replay the golden answers; raises BackendError only if the runtime cannot be opened at all."""
+    opened = open_runtime(bundle, runtime) if isinstance(runtime, str) else runtime
+    checks: list[Check] = []
+    if "field" in parts:
+        checks.extend(check_field(bundle, opened))
+    if "synthesis" in parts:
+        checks.extend(check_synthesis(bundle, opened))
+    return checks

@@ -1,0 +1,102 @@
+"""lace-export: make a bundle from a generator's checkpoint and heads."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.bundle import Bundle
+from engine.cli.console import EXIT_CODES, OK, checks_table, guarded, parse, write_json
+from engine.verify import Check
+
+EPILOG = f"""where --gan is a bundle already, the heads are added to it and the generator is not exported again
+(give a new --out, or --overwrite to replace the bundle itself)
+
+{EXIT_CODES}"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lace-export",
+        description="Make a bundle: ONNX graphs, weights and golden answers, checked against the original network.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--gan", metavar="FILE", required=True, help="checkpoint of a StyleGAN2 or StyleGAN3 generator, or a bundle")
+    add("--heads", metavar="FILE", nargs="+", action="extend", default=[], help="checkpoints of attribute heads")
+    add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
+    add("--name", help="name of the generator in the bundle (the name of --gan)")
+    add("--truncation", metavar="PSI", type=float, help="default truncation of requests (0.7)")
+    add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
+    add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
+    add("--labels", metavar="FILE", help="names of the heads' attributes and classes")
+    add("--overwrite", action="store_true", help="replace --out if it is a bundle")
+    add("--json", action="store_true", help="write the result as JSON")
+    return parser
+
+
+class Progress:
+    """One line per phase, with the seconds that it took. A call ends the phase before."""
+
+    def __init__(self, console: Console):
+        self.console, self.phase, self.start = console, "", time.perf_counter()
+
+    def __call__(self, phase: str) -> None:
+        now = time.perf_counter()
+        if self.phase:
+            self.console.print(f"{self.phase:<24}{now - self.start:7.1f} s", highlight=False)
+        self.phase, self.start = phase, now
+
+
+def run(options: argparse.Namespace) -> int:
+    from exporter.export import export
+
+    progress = Progress(Console(stderr=True))
+    bundle = export(options.gan, options.heads, out=options.out, truncation=options.truncation, name=options.name,
+                    precision=options.precision, noise=options.noise, labels=options.labels,
+                    overwrite=options.overwrite, progress=progress)  # fmt: skip
+    progress("")
+    if options.json:
+        manifest = bundle.manifest
+        facts = {"bundle": str(bundle.path), "hash": bundle.hash, "attributes": sorted(bundle.attributes),
+                 "files": bundle.files, "remarks": list(manifest.provenance.get("remarks", ())),
+                 "checks": list(manifest.provenance["parity"])}  # fmt: skip
+        write_json(json.dumps(facts, indent=1))
+    else:
+        report(bundle, Console())
+    return OK
+
+
+def report(bundle: Bundle, console: Console) -> None:
+    """What was written: sizes, attributes, parity, remarks."""
+    facts = bundle.generator
+    console.print(f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}",
+                  markup=False, highlight=False)  # fmt: skip
+    sizes = Table("file", "MB", title="sizes", title_justify="left")
+    for name, file in bundle.files.items():
+        sizes.add_row(name, f"{file['bytes'] / 1e6:.2f}")
+    attributes = Table("attribute", "kind", "values", "head", title="attributes", title_justify="left")
+    for a in bundle.attributes.values():
+        values = ", ".join(a.classes) if a.kind == "class" else f"{a.range[0]:g} to {a.range[1]:g}, sigma {a.sigma:g}"
+        attributes.add_row(a.name, a.kind, values, f"{a.head} on {bundle.heads[a.head].space}")
+    console.print(sizes)
+    if bundle.attributes:
+        console.print(attributes)
+    console.print(checks_table([Check(**check) for check in bundle.manifest.provenance["parity"]]))
+    for remark in bundle.manifest.provenance.get("remarks", ()):
+        console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"written: {bundle.path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(build_parser(), arguments)
+    return guarded(lambda: run(options))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

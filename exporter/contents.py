@@ -1,0 +1,120 @@
+"""What of a generator and its heads goes into a bundle: sizes, records and tensors."""
+
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from engine.bundle import Attribute, GeneratorFacts, Head
+from engine.errors import BundleError
+from exporter.generators.stylegan2 import SQRT2
+from exporter.heads import FFHQ_LAYERS
+
+# Style layers of the 1024 px generators that LACE's own heads were made for.
+LACE_LAYERS = 18
+
+
+def rename(stacks: list, taken: set[str]) -> list:
+    """Two files may be called alike: later stacks get a number. (Attributes may not; see check_heads.)"""
+    taken, renamed = set(taken), []
+    for stack in stacks:
+        name, count = stack.name, 2
+        while name in taken:
+            name, count = f"{stack.name}_{count}", count + 1
+        taken.add(name)
+        renamed.append(replace(stack, name=name))
+    return renamed
+
+
+def check_heads(stacks: list, facts: GeneratorFacts, known: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    seen = set(known)
+    for stack in stacks:
+        wanted = facts.w_dim if stack.space == "w" else facts.z_dim
+        width = np.shape(stack.layers[0][0])[1]
+        if width != wanted:
+            raise BundleError(f"head {stack.name!r} reads {width} numbers, but {stack.space} of {facts.name!r} has "
+                              f"{wanted}: it belongs to another generator; train heads for this one")  # fmt: skip
+        for attribute in stack.attributes:
+            if attribute.name in seen:
+                raise BundleError(f"two heads are called {attribute.name!r}: leave one out, or name them differently "
+                                  "with --labels")  # fmt: skip
+            if attribute.columns[1] > np.shape(stack.layers[-1][0])[0]:
+                raise BundleError(f"attribute {attribute.name!r} lies outside the logits of head {stack.name!r}")
+            seen.add(attribute.name)
+
+
+def generator_facts(parts, name: str, truncation: float | None) -> GeneratorFacts:
+    mapping, synthesis = parts.mapping, parts.synthesis
+    return GeneratorFacts(
+        name=name,
+        architecture=parts.facts.architecture,
+        z_dim=mapping.z_dim,
+        w_dim=mapping.w_dim,
+        num_ws=synthesis.num_ws,
+        resolution=synthesis.resolution,
+        img_channels=synthesis.img_channels,
+        labels=mapping.c_dim,
+        truncation=0.7 if truncation is None else float(truncation),
+    )
+
+
+def records(stacks: list, facts: GeneratorFacts) -> tuple[tuple[Head, ...], tuple[Attribute, ...]]:
+    """What the manifest says of the heads and of their attributes."""
+    heads = []
+    for stack in stacks:
+        sizes = [np.shape(weight) for weight, _ in stack.layers]
+        heads.append(Head(stack.name, stack.space, (sizes[0][1], *(n_out for n_out, _ in sizes))))
+    attributes = [attribute_record(stack.name, a, facts) for stack in stacks for a in stack.attributes]
+    return tuple(heads), tuple(attributes)
+
+
+def attribute_record(head: str, a, facts: GeneratorFacts) -> Attribute:
+    layers = a.layers
+    if facts.num_ws != LACE_LAYERS and a.name in FFHQ_LAYERS and layers == style_layers(*FFHQ_LAYERS[a.name]):
+        layers = None  # the paper's choice, which means something for 1024 px only
+    if layers is not None and not all(0 <= layer < facts.num_ws for layer in layers):
+        raise BundleError(f"attribute {a.name!r} edits the style layers {layers}, but {facts.name!r} has "
+                          f"{facts.num_ws} (0 to {facts.num_ws - 1}): correct them in --labels")  # fmt: skip
+    return Attribute(a.name, a.kind, head, tuple(a.columns), tuple(a.classes), a.sigma, tuple(a.range), layers,
+                     dict(a.provenance))  # fmt: skip
+
+
+def style_layers(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+def array(tensor) -> Array:
+    tensor = tensor.detach() if isinstance(tensor, torch.Tensor) else tensor
+    return np.ascontiguousarray(np.asarray(tensor, dtype=np.float32))
+
+
+def field_tensors(mapping) -> dict[str, Array]:
+    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in."""
+    tensors = {"mapping.w_avg": array(mapping.w_avg)}
+    for i, layer in enumerate(mapping.layers):
+        weight, bias = layer.scaled()
+        tensors |= {f"mapping.{i}.weight": array(weight * SQRT2), f"mapping.{i}.bias": array(bias * SQRT2)}
+    table = mapping.embedding()
+    if table is not None:
+        tensors["mapping.embedding"] = array(table)
+    return tensors
+
+
+def head_tensors(stacks: list) -> dict[str, Array]:
+    tensors = {}
+    for stack in stacks:
+        for i, (weight, bias) in enumerate(stack.layers):
+            tensors |= {f"head.{stack.name}.{i}.weight": array(weight), f"head.{stack.name}.{i}.bias": array(bias)}
+    return tensors
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in ("lace-engine", "torch", "onnx"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return {"versions": found}  # type: ignore[dict-item]

@@ -1,0 +1,90 @@
+"""Golden answers: what the original modules say, before anything is folded or rewritten.
+
+The mapping and the heads are evaluated in float64, their gradients by torch's autograd; the pictures in float32.
+They travel in the bundle, so that any runtime can be examined without the checkpoint and without torch.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.verify import small
+from exporter.synthesis_graph import Synthesis, Traced
+
+# One row at each end of the truncation that people use, and one at the usual value.
+PSI = (1.0, 0.7, 0.5, 1.0)
+SEED = 20_211_206
+
+
+def latents(z_dim: int, labels: int, rows: int = len(PSI)) -> dict[str, Array]:
+    """z (n, z_dim), psi (n, 1) and, for a conditional generator, label (n,)."""
+    found = {
+        "z": np.random.default_rng(SEED).standard_normal((rows, z_dim)).astype(np.float32),
+        "psi": np.resize(np.array(PSI, np.float32), (rows, 1)),
+    }
+    if labels:
+        found["label"] = (np.arange(rows) * 7 + labels - 1) % labels
+    return found
+
+
+def stack_logits(layers: Sequence[tuple], x: Tensor) -> Tensor:
+    """The logits of a head's dense layers: leaky ReLU 0.2 between them, the last one linear."""
+    for i, (weight, bias) in enumerate(layers):
+        weight, bias = (torch.as_tensor(np.asarray(t), dtype=x.dtype) for t in (weight, bias))
+        x = F.linear(F.leaky_relu(x, 0.2) if i else x, weight, bias)
+    return x
+
+
+def head_answers(stack, logits: Tensor, z: Tensor) -> dict[str, Array]:
+    """``{attr}.logits`` (n, C) and ``{attr}.gradient`` (n, C, z_dim) of every attribute of one head."""
+    answers = {}
+    for attribute in stack.attributes:
+        own = logits[:, slice(*attribute.columns)]
+        # Rows do not see each other, so the gradient of the sum over rows holds every row's own gradient.
+        rows = [torch.autograd.grad(column.sum(), z, retain_graph=True)[0] for column in own.unbind(dim=1)]
+        answers[f"{attribute.name}.logits"] = own.detach().float().numpy()
+        answers[f"{attribute.name}.gradient"] = torch.stack(rows, dim=1).float().numpy()
+    return answers
+
+
+def field_answers(mapping: Any, heads: Sequence, given: dict[str, Array]) -> dict[str, Array]:
+    """w (n, w_dim) and the answers of every head, from float64 modules."""
+    mapping = copy.deepcopy(mapping).double().eval().requires_grad_(False)
+    z = torch.from_numpy(given["z"]).double().requires_grad_()
+    psi = torch.from_numpy(given["psi"]).double()
+    label = torch.from_numpy(given["label"]) if "label" in given else None
+    average = mapping.w_avg
+    w = average + psi * (mapping(z, label) - average)
+    answers = {"w": w.detach().float().numpy()}
+    for stack in heads:
+        answers |= head_answers(stack, stack_logits(stack.layers, w if stack.space == "w" else z), z)
+    return answers
+
+
+@torch.no_grad()
+def image_answers(synthesis: Synthesis, w: Array, noise: str) -> dict[str, Array]:
+    """``images`` (n, C, s, s), box-averaged to at most 64 pixels, and ``image`` (1, C, R, R), the first in full.
+
+    With noise mode 'input' the answers are for noise inputs of zero.
+    """
+    model = Traced(synthesis, "none" if noise == "input" else noise).eval()
+    averaged, full = [], None
+    for row in torch.from_numpy(w):  # one at a time: four rows of 1024 px need gigabytes
+        image = model(row[None, None].expand(-1, synthesis.num_ws, -1), []).float().numpy()
+        full = image if full is None else full
+        averaged.append(small(image))
+    assert full is not None
+    return {"image": full, "images": np.concatenate(averaged)}
+
+
+def golden_answers(mapping: Any, synthesis: Synthesis, heads: Sequence, *, noise: str) -> dict[str, Array]:
+    """Everything that golden.safetensors holds; float32 except the integer labels."""
+    given = latents(mapping.z_dim, mapping.c_dim)
+    answers = given | field_answers(mapping, heads, given)
+    return answers | image_answers(synthesis, answers["w"], noise)

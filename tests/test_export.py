@@ -1,0 +1,253 @@
+"""The whole export, from torch modules to an opened bundle."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.bundle import Bundle
+from engine.errors import BundleError, CheckpointError
+from engine.folders import PARTIAL
+from engine.runtimes import open_runtime
+from engine.verify import ParityError
+from exporter import cli
+from exporter import export as exporting
+from exporter.export import export
+from kernels import field as twin
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Bundle:
+    """A conditional generator with heads of every sort."""
+    target = tmp_path_factory.mktemp("made") / "tiny.lace"
+    return export(tiny.parts(labels=3), tiny.heads(), out=target, name="tiny", truncation=0.8)
+
+
+@pytest.fixture
+def graph_of_made(made, monkeypatch):
+    """Exports in this test take their synthesis from ``made``: tracing is not what they test."""
+
+    def copied(synthesis, path, **options):
+        shutil.copyfile(made.graph("synthesis"), path)
+        return dict(made.manifest.graphs["synthesis"]), []
+
+    monkeypatch.setattr(exporting, "export_synthesis", copied)
+
+
+def test_a_bundle_says_what_it_holds(made):
+    facts = made.generator
+    assert (facts.name, facts.architecture, facts.labels, facts.truncation) == ("tiny", "stylegan2-skip", 3, 0.8)
+    assert list(made.attributes) == ["smile", "age", "hair", "hat", "shape", "plane", "tilt"]
+    assert made.attributes["hat"].columns == (5, 7)
+    assert made.heads["shape"].space == "z"
+    assert made.heads["trunk"].widths == (16, 12, 10, 7)
+    assert all(check["passed"] for check in made.manifest.provenance["parity"])
+    assert json.loads((made.path / "manifest.json").read_text())["format"] == "1.0"
+
+
+def test_golden_answers_are_those_of_the_numpy_field(made):
+    golden, tensors = made.golden, {name: tensor.astype(np.float64) for name, tensor in made.field.items()}
+    assert sorted(set(golden["psi"].ravel().tolist())) == pytest.approx([0.5, 0.7, 1.0])
+    w, hidden = twin.mapping(tensors, golden["z"].astype(np.float64), golden["psi"].astype(np.float64), golden["label"])
+    assert golden["w"] == pytest.approx(w, abs=1e-5)
+    stack = twin.layers(tensors, "head.trunk")
+    rows = twin.head_rows(stack, twin.head(stack, w)[1], np.eye(7)[0:1])
+    expected = twin.pullback(tensors, golden["z"].astype(np.float64), golden["psi"], hidden, rows)
+    assert golden["age.gradient"] == pytest.approx(expected, abs=1e-5)
+    assert golden["images"].shape == (4, 3, 8, 8)
+    assert golden["image"].shape == (1, 3, 8, 8)
+
+
+def test_pictures_equal_the_torch_generator(made):
+    parts = tiny.parts(labels=3)
+    ws = torch.randn(5, parts.synthesis.num_ws, 16, generator=torch.Generator().manual_seed(1))
+    runtime = open_runtime(made, "onnxruntime")
+    assert runtime.synthesize(ws.numpy()) == pytest.approx(parts.synthesis(ws).numpy(), abs=2e-5)
+
+
+def test_bfloat16_is_checked_without_a_runtime_that_has_it(tmp_path):
+    bundle = export(tiny.parts(), out=tmp_path / "b.lace", precision="bf16")
+    checks = {check["name"]: check for check in bundle.manifest.provenance["parity"]}
+    assert "types made float32" in checks["image psnr"]["note"]
+    assert checks["image of the torch module, psnr"]["passed"]
+
+
+def test_noise_inputs_are_named_in_the_manifest_and_zero_by_default(tmp_path):
+    parts = tiny.parts()
+    bundle = export(parts, out=tmp_path / "n.lace", noise="input")
+    assert bundle.manifest.graphs["synthesis"]["noises"] == {"noise.1": [8, 8], "noise.2": [8, 8]}
+    ws = torch.randn(2, parts.synthesis.num_ws, 16, generator=torch.Generator().manual_seed(1))
+    expected = parts.synthesis(ws, [None] * 3).numpy()
+    assert open_runtime(bundle, "onnxruntime").synthesize(ws.numpy()) == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_wrong_graph_is_refused_and_nothing_is_left(tmp_path, monkeypatch, graph_of_made):
+    parts = tiny.parts(labels=3)
+    recorded = exporting.golden_answers
+
+    def then_break(mapping, synthesis, heads, **options):
+        altered = tiny.parts(labels=3)
+        altered.mapping.fc1.weight[0] *= 1.01
+        return recorded(altered.mapping, synthesis, heads, **options)
+
+    monkeypatch.setattr(exporting, "golden_answers", then_break)
+    with pytest.raises(ParityError, match=r"w is \d.*at most 0.0001.*Nothing was written"):
+        export(parts, tiny.heads(), out=tmp_path / "wrong.lace")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_picture_is_refused(tmp_path, monkeypatch, graph_of_made):
+    parts = tiny.parts(labels=3)
+    parts.synthesis.b8.torgb.weight *= 1.01
+    with pytest.raises(ParityError, match="image is"):
+        export(parts, out=tmp_path / "wrong.lace")
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from exporter.export import export
+from tests import tiny
+
+def progress(phase):
+    if phase == "synthesis graph":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+export(tiny.parts(labels=3), tiny.heads(), out=sys.argv[1], progress=progress)
+"""
+
+
+def test_a_killed_export_leaves_no_bundle_and_the_next_cleans_up(tmp_path, graph_of_made):
+    target = tmp_path / "killed.lace"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert not target.exists()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(f".killed.lace{PARTIAL}")
+    with pytest.raises(BundleError, match="not finished"):
+        Bundle(left)
+    export(tiny.parts(labels=3), out=target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_heads_are_added_without_exporting_the_generator_again(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "export_synthesis", None)
+    more = [tiny.stack("trunk", {"beard": 2, "mood": 3}, seed=9), tiny.stack("slant", {"slant": 1}, hidden=())]
+    bundle = export(made.path, more, out=tmp_path / "more.lace")
+    assert list(bundle.attributes) == [*made.attributes, "beard", "mood", "slant"]
+    assert bundle.attributes["beard"].head == "trunk_2"
+    assert bundle.files["synthesis.onnx"] == made.files["synthesis.onnx"]
+    assert np.array_equal(bundle.golden["smile.gradient"], made.golden["smile.gradient"])
+    names = [check["name"] for check in bundle.manifest.provenance["parity"]]
+    assert {"slant.logits", "beard.gradient median", "image"} <= set(names)
+    # The same answers as if all heads had been exported at once, by autograd.
+    from exporter.golden import field_answers
+
+    given = {name: made.golden[name] for name in ("z", "psi", "label")}
+    answers = field_answers(tiny.parts(labels=3).mapping, more, given)
+    assert bundle.golden["mood.gradient"] == pytest.approx(answers["mood.gradient"], abs=1e-5)
+    assert bundle.golden["slant.gradient"] == pytest.approx(answers["slant.gradient"], abs=1e-5)
+
+
+def test_a_bundle_is_replaced_in_place_only_when_told_so(made, tmp_path):
+    target = tmp_path / "own.lace"
+    shutil.copytree(made.path, target)
+    heads = [tiny.stack("mood", {"mood": 3})]
+    with pytest.raises(BundleError, match="exists already"):
+        export(target, heads, out=target)
+    assert "mood" in export(target, heads, overwrite=True, out=target).attributes
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def other_head(**changes):
+    return replace(tiny.stack("smile", {"smile": 2}), **changes)
+
+
+@pytest.mark.parametrize(
+    ("heads", "options", "message"),
+    [
+        ([other_head(), other_head(name="second")], {}, "two heads are called 'smile'"),
+        ([tiny.stack("smile", {"smile": 2}, dim=24)], {}, "reads 24 numbers, but w of 'g' has 16"),
+        ([tiny.stack("smile", {"smile": 2}, dim=24, space="z")], {}, "but z of 'g' has 16"),
+        ([], {"precision": "fp8"}, "precision is 'fp8'; expected one of: fp32, fp16, bf16"),
+        ([], {"noise": "random"}, "noise is 'random'"),
+        ([], {"truncation": float("nan")}, "truncation is nan"),
+        ([], {"precision": "bf16", "lowering": "convt"}, "leave lowering out"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, heads, options, message):
+    with pytest.raises(BundleError, match=message):
+        export(tiny.parts(), heads, out=tmp_path / "g.lace", name="g", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_the_generator_do_not_go_with_an_existing_bundle(made, tmp_path):
+    with pytest.raises(BundleError, match="precision: cannot be changed"):
+        export(made.path, [tiny.stack("mood", {"mood": 3})], out=tmp_path / "x.lace", precision="fp16")
+    with pytest.raises(BundleError, match="pass --heads"):
+        export(made.path, out=tmp_path / "x.lace")
+    with pytest.raises(BundleError, match="two heads are called 'smile'"):
+        export(made.path, [tiny.stack("other", {"smile": 2})], out=tmp_path / "x.lace")
+
+
+def test_style_layers_of_the_paper_are_dropped_for_other_sizes(made):
+    from exporter.contents import records
+
+    stack = tiny.stack("smile", {"smile": 2})
+    (attribute,) = stack.attributes
+    paper = replace(stack, attributes=(replace(attribute, layers=(4, 5)),))
+    facts = replace(made.generator, num_ws=18)
+    assert records([paper], facts)[1][0].layers == (4, 5)
+    assert records([paper], made.generator)[1][0].layers is None
+    chosen = replace(stack, attributes=(replace(attribute, layers=(0, 9)),))
+    with pytest.raises(BundleError, match="edits the style layers"):
+        records([chosen], made.generator)
+
+
+# The command line -----------------------------------------------------------------------------------------------
+
+
+def test_command_line_exports_and_reports(tmp_path, monkeypatch, capsys, graph_of_made):
+    monkeypatch.setattr(exporting, "load_generator", lambda path: tiny.parts(labels=3))
+    monkeypatch.setattr(exporting, "load_heads", lambda path, labels=None: tiny.stack("smile", {"smile": 2}))
+    (tmp_path / "faces.pkl").write_bytes(b"not read")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--gan", "faces.pkl", "--heads", "smile.pt"]) == 0
+    shown = capsys.readouterr()
+    assert "smile.gradient" in shown.out
+    assert "written: faces.lace" in shown.out
+    assert "golden answers" in shown.err
+    assert cli.main(["--gan", "faces.pkl", "--overwrite", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["attributes"] == []
+    assert {check["name"] for check in facts["checks"]} == {"w", "image", "images"}
+    assert Bundle("faces.lace").manifest.provenance["source"] == "faces.pkl"
+    assert cli.main(["--gan", "faces.pkl"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_command_line_errors_are_one_message_and_an_exit_code(tmp_path, monkeypatch, capsys):
+    assert cli.main(["--gan", str(tmp_path / "none.pkl")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error:")
+    assert "Traceback" not in shown
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--gan", "x", "--presicion", "fp16"])
+    assert stopped.value.code == 2
+    assert "did you mean --precision?" in capsys.readouterr().err
+    for error, code in ((ParityError("w is 1"), 1), (CheckpointError("unsafe"), 2), (ModuleNotFoundError("x"), 3)):
+        monkeypatch.setattr(exporting, "load_generator", raising(error))
+        assert cli.main(["--gan", str(tmp_path / "x.pkl")]) == code
+
+
+def raising(error):
+    def load(path):
+        raise error
+
+    return load

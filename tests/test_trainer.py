@@ -1,0 +1,390 @@
+"""The trainer: rendered faces, adversarial training, classifiers, heads, and LACE's data files."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import CheckpointError, LaceError
+from exporter.heads import FFHQ, load_heads
+from trainer import classifier, cli, heads
+from trainer.data import folder, rendered, save_array, save_atomically, source
+from trainer.faces import ATTRIBUTES, render, sample_factors
+from trainer.faces.factors import Attribute
+from trainer.gan import GanConfig, train
+from trainer.generator_file import export_generator, load_generator
+from trainer.lace_data import lace_pairs, read_array
+from trainer.pairs import Pairs, sampled_pairs
+
+SMALL = GanConfig(z_dim=8, w_dim=8, mapping_layers=2, channels={4: 8, 8: 8, 16: 8}, batch=8, r1_interval=2,
+                  precision="fp32")  # fmt: skip
+TINY_SHAPE = classifier.Shape((4, 8), (1,), size=16)
+
+
+@pytest.fixture(autouse=True)
+def torch_settings():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)  # which the command line sets
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return rendered(96, 16, 3, tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def tiny_classifier(faces):
+    config = classifier.ClassifierConfig(epochs=1, batch=32, precision="fp32")
+    return classifier.train(TINY_SHAPE, faces, config, validation=faces)
+
+
+@pytest.fixture(scope="module")
+def gan_run(faces, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("gan")
+    return directory, train(SMALL, faces[0], directory, pictures=24, every=2)
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def test_equal_factors_give_equal_pictures():
+    factors = sample_factors(np.random.default_rng(5), 6)
+    whole = render(factors, size=16)
+    assert np.array_equal(whole, render(factors, size=16))
+    # A picture may differ by rounding when its neighbours change the window that it is drawn in, not by more.
+    assert np.abs(whole[2:3].astype(int) - render(factors[2:3], size=16)).max() <= 1
+
+
+def test_rendered_faces_come_with_their_labels_and_are_kept(tmp_path):
+    pictures, labels = rendered(20, 16, 1, tmp_path)
+    assert pictures.shape == (20, 16, 16, 3)
+    assert pictures.dtype == torch.uint8
+    assert labels.shape == (20, len(ATTRIBUTES))
+    for i, attribute in enumerate(ATTRIBUTES):
+        high = len(attribute.classes) - 1 if attribute.kind == "class" else 1
+        assert labels[:, i].min() >= 0
+        assert labels[:, i].max() <= high
+    again, same = rendered(20, 16, 1, tmp_path)
+    assert torch.equal(pictures, again)
+    assert np.array_equal(labels, same)
+    assert [p.name for p in tmp_path.iterdir()] == ["faces-16-20-1.npy"]
+
+
+def test_a_folder_of_pictures_is_cropped_and_resized(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "wide.png")
+    pictures = folder(tmp_path, 8)
+    assert pictures.shape == (1, 8, 8, 3)
+    assert pictures[0, 0, 0].tolist() == [255, 0, 0]
+    with pytest.raises(LaceError, match="no picture"):
+        folder(tmp_path / "nothing", 8)
+
+
+@pytest.mark.parametrize("spec", ["render:", "render:0", "render:many"])
+def test_a_wrong_source_is_named(spec, tmp_path):
+    with pytest.raises(LaceError, match="render:COUNT"):
+        source(spec, 16, 0, tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "array.npy"
+    save_array(path, np.arange(3))
+
+    def fail(temporary):
+        temporary.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically(path, fail)
+    assert np.array_equal(np.load(path), np.arange(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["array.npy"]
+
+
+# --- the generator ------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_training_equals_an_uninterrupted_one(faces, gan_run, tmp_path):
+    train(SMALL, faces[0], tmp_path, pictures=16, every=2)
+    resumed = train(SMALL, faces[0], tmp_path, pictures=24, every=2)
+    assert resumed.step == gan_run[1].step == 3
+    for name, value in gan_run[1].state_dict()["ema"].items():
+        torch.testing.assert_close(resumed.ema.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_is_not_resumed_with_other_settings(faces, gan_run):
+    with pytest.raises(LaceError, match="start a new directory"):
+        train(replace(SMALL, seed=1), faces[0], gan_run[0], pictures=24)
+
+
+def test_a_damaged_checkpoint_is_reported(faces, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK not a zip")
+    with pytest.raises(CheckpointError, match="remove it to start again"):
+        train(SMALL, faces[0], tmp_path, pictures=8)
+
+
+def test_too_few_or_wrong_pictures_are_refused(faces, tmp_path):
+    with pytest.raises(LaceError, match="do not fill a batch"):
+        train(SMALL, faces[0][:4], tmp_path, pictures=8)
+    with pytest.raises(LaceError, match="expected uint8"):
+        train(SMALL, faces[0][:, :8], tmp_path, pictures=8)
+
+
+def test_the_exported_generator_equals_the_average_of_the_run(gan_run, tmp_path):
+    directory, training = gan_run
+    parts = load_generator(export_generator(directory / "checkpoint.pt", tmp_path / "generator.safetensors"))
+    z = torch.randn(2, 8)
+    with torch.no_grad():
+        w = parts.mapping(z)
+        image = parts.synthesis(w[:, None].expand(-1, parts.synthesis.num_ws, -1))
+        torch.testing.assert_close(image, training.ema(z))
+        from_checkpoint = load_generator(directory / "checkpoint.pt")
+        assert torch.equal(from_checkpoint.mapping(z), w)
+
+
+# --- the classifier -----------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_survives_its_file(tiny_classifier, faces, tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    classifier.save(tiny_classifier, path)
+    loaded = classifier.load(path)
+    np.testing.assert_allclose(loaded.predict(faces[0]), tiny_classifier.predict(faces[0]), rtol=1e-5, atol=1e-5)
+    assert loaded.attributes == ATTRIBUTES
+    assert set(loaded.metadata["accuracy"]) == {a.name for a in ATTRIBUTES}
+    assert loaded.metadata["training"]["batch"] == 32
+
+
+def test_another_file_is_not_taken_for_a_classifier(gan_run, tmp_path):
+    path = export_generator(gan_run[0] / "checkpoint.pt", tmp_path / "generator.safetensors")
+    with pytest.raises(CheckpointError, match="not a classifier"):
+        classifier.load(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        classifier.load(path)
+
+
+def test_labeller_and_judge_share_nothing():
+    labeller, judge = classifier.ROLES["labeller"], classifier.ROLES["judge"]
+    assert labeller.seed != judge.seed
+    assert labeller.pictures_seed != judge.pictures_seed
+    assert labeller.shape.widths != judge.shape.widths
+    assert classifier.VALIDATION_SEED not in (labeller.pictures_seed, judge.pictures_seed)
+
+
+def test_predictions_of_bytes_and_of_floats_agree(tiny_classifier, faces):
+    floats = (faces[0].permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    np.testing.assert_allclose(tiny_classifier.predict(floats), tiny_classifier.predict(faces[0]), atol=1e-5)
+
+
+def test_augmentation_keeps_the_side_of_the_light():
+    pictures = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
+    pictures[:, :, 8:] = 200
+    x = classifier.augment(pictures, torch.Generator().manual_seed(0))
+    assert x.shape == (4, 3, 16, 16)
+    assert (x[:, :, :, 12:].mean(dim=(1, 2, 3)) > x[:, :, :, :4].mean(dim=(1, 2, 3))).all()
+
+
+def test_missing_labels_do_not_count_in_a_score():
+    attributes = (Attribute("smile", "class", ("no", "yes")), Attribute("age", "value"))
+    found = classifier.scores(attributes, np.array([[1, 0.5], [0, 0.5]]), np.array([[1, np.nan], [1, 0.75]]))
+    assert found == {"smile": 0.5, "age": 0.75}
+
+
+# --- heads --------------------------------------------------------------------------------------------------------
+
+
+def linear_pairs(n: int = 1500, w_dim: int = 8) -> Pairs:
+    """A class, a value and a three-class attribute that are simple functions of w; some labels are missing."""
+    w = np.random.default_rng(0).standard_normal((n, w_dim)).astype(np.float32)
+    value = 0.5 + 0.15 * w[:, 1]
+    labels = np.stack([w[:, 0] > 0, value, w[:, 2:5].argmax(axis=1)], axis=1).astype(np.float32)
+    labels[::7, 0] = np.nan
+    attributes = (Attribute("smile", "class", ("no", "yes")), Attribute("age", "value"),
+                  Attribute("hair", "class", ("a", "b", "c")))  # fmt: skip
+    return Pairs(w, labels, attributes, test=100, validation=100, source={"kind": "made up"})
+
+
+def test_heads_have_the_widths_of_the_paper():
+    assert heads.widths(512, 128) == [512, 384, 256, 128]
+    assert heads.widths(128, 64) == [128, 106, 85, 64]
+
+
+def test_the_learning_rate_rises_linearly_from_zero():
+    assert [heads.warmup_factor(step, 1000) for step in (0, 250, 1000, 5000)] == [0, 0.25, 1, 1]
+    assert heads.warmup_factor(0, 0) == 1
+
+
+def test_heads_learn_a_linear_rule_and_survive_their_file(tmp_path):
+    pairs = linear_pairs()
+    config = heads.HeadsConfig(up_dim=8, epochs=25, learning_rate=5e-3, warmup=20, batch=64)
+    trained = heads.train_heads(pairs, config)
+    assert trained.validation["smile"] > 0.95
+    assert trained.validation["age"] > 0.95
+    assert trained.validation["hair"] > 0.9
+    assert trained.test["smile"] > 0.95
+    paths = heads.save_heads(tmp_path, trained)
+    assert [p.name for p in paths] == ["smile.safetensors", "age.safetensors", "hair.safetensors"]
+    stack = load_heads(paths[1])
+    assert stack.space == "w"
+    low, high = stack.attributes[0].range
+    assert 0 <= low < 0.3 < 0.7 < high <= 1
+    assert stack.attributes[0].provenance["validation_accuracy"] == pytest.approx(trained.validation["age"], abs=1e-4)
+    x = pairs.w[-100:]
+    for i, (weight, bias) in enumerate(stack.layers):
+        x = (np.where(x > 0, x, 0.2 * x) if i else x) @ weight.T + bias
+    assert 1 - np.abs(x[:, 0] - pairs.labels[-100:, 1]).mean() == pytest.approx(trained.test["age"], abs=1e-4)
+
+
+def test_a_head_does_not_depend_on_its_neighbours():
+    pairs = linear_pairs(400)
+    config = heads.HeadsConfig(up_dim=8, epochs=2, learning_rate=1e-2, warmup=3)
+    whole = heads.train_heads(pairs, config).stacks[0]
+    alone = heads.train_heads(pairs.select(["smile"]), config).stacks[0]
+    for ours, theirs in zip(whole.layers, alone.layers, strict=True):
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_label_gives_no_gradient():
+    pairs = linear_pairs(400)
+    model = heads.Heads(pairs.attributes, 8, 8, 0)
+    labels = torch.from_numpy(pairs.labels[:50]).clone()
+    labels[:, 0] = torch.nan
+    heads.loss(model, model(torch.from_numpy(pairs.w[:50])), labels).backward()
+    for parameter in model.parameters():
+        assert not parameter.grad[0].any()
+        assert parameter.grad[1].any()
+
+
+def test_labels_that_cannot_be_are_refused():
+    w, smile = np.zeros((4, 2), np.float32), (Attribute("smile", "class", ("no", "yes")),)
+    with pytest.raises(LaceError, match="from 0 to 1"):
+        Pairs(w, np.array([[0.0], [1], [2], [0]]), smile, validation=1)
+    with pytest.raises(LaceError, match="too few"):
+        Pairs(w, np.zeros((4, 1)), smile, validation=4)
+    missing = Pairs(w, np.full((4, 1), np.nan), smile, validation=1)
+    with pytest.raises(LaceError, match="all labels"):
+        heads.train_heads(missing, heads.HeadsConfig())
+    with pytest.raises(LaceError, match="there are some for: smile"):
+        missing.select(["simle"])
+
+
+def test_samples_are_labelled_once(gan_run, tiny_classifier, tmp_path):
+    generator = export_generator(gan_run[0] / "checkpoint.pt", tmp_path / "generator.safetensors")
+    classifier.save(tiny_classifier, tmp_path / "labeller.safetensors")
+    arguments = (generator, tmp_path / "labeller.safetensors")
+    calls = []
+    pairs = sampled_pairs(*arguments, count=20, directory=tmp_path, batch=8, progress=lambda *a: calls.append(a))
+    assert calls[-1][:2] == (20, 20)
+    again = sampled_pairs(*arguments, count=20, directory=tmp_path, batch=8, progress=lambda *a: pytest.fail("redone"))
+    assert np.array_equal(pairs.w, again.w)
+    assert np.array_equal(pairs.labels, again.labels)
+    more = sampled_pairs(*arguments, count=24, directory=tmp_path, batch=8)
+    assert np.array_equal(more.w[:20], pairs.w)
+
+
+# --- LACE's data files --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ffhq(tmp_path):
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((60, 1, 18, 6)).astype(np.float32)
+    labels = np.empty((60, len(FFHQ)), object)
+    for i, classes in enumerate(FFHQ.values()):
+        labels[:, i] = rng.integers(0, len(classes), 60).tolist() if classes else rng.random(60).astype("f4")
+    labels[3, 2] = None
+    labels[4, 7] = np.float64(0.25)
+    labels[5, 2] = -1
+    (tmp_path / "all_latents.pickle").write_bytes(pickle.dumps({"Latent": latents}, protocol=4))
+    (tmp_path / "att_light.pickle").write_bytes(pickle.dumps({"att_light": [labels]}, protocol=2))
+    return tmp_path, latents
+
+
+def test_the_data_of_ffhq_is_read_with_its_gaps(ffhq):
+    directory, latents = ffhq
+    pairs = lace_pairs(directory, "ffhq")
+    assert np.array_equal(pairs.w, latents[:, 0, 0])
+    assert [a.name for a in pairs.attributes] == list(FFHQ)
+    assert np.isnan(pairs.labels[[3, 5], 2]).all()
+    assert np.isnan(pairs.labels).sum() == 2
+    assert pairs.labels[4, 7] == pytest.approx(0.25)
+    train_rows, valid, test = pairs.split()
+    assert test.tolist() == list(range(54, 60))
+    assert sorted([*train_rows, *valid]) == list(range(54))
+    assert valid.tolist() == np.random.RandomState(1234).permutation(54)[:6].tolist()
+
+
+def test_other_data_sets_are_read(tmp_path):
+    ws, pred = np.zeros((30, 18, 4), np.float32), np.zeros((30, 12))
+    (tmp_path / "ws_latent.pickle").write_bytes(pickle.dumps({"ws_latent": [ws]}))
+    (tmp_path / "pred.pickle").write_bytes(pickle.dumps({"pred": [pred]}))
+    assert lace_pairs(tmp_path, "metfaces").labels.shape == (30, 12)
+    (tmp_path / "pred0.3.pickle").write_bytes(pickle.dumps({"pred0.3": [np.full((30, 4), -1)]}))
+    assert np.isnan(lace_pairs(tmp_path, "afhq").labels).all()
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("value", [Hostile(), "text", [1.0], np.zeros(2)])
+def test_a_label_file_with_anything_but_numbers_is_refused(value, tmp_path, capsys):
+    labels = np.empty((2, 2), object)
+    labels[0, 0] = value
+    (tmp_path / "labels.pickle").write_bytes(pickle.dumps({"labels": labels}))
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_array(tmp_path / "labels.pickle", "labels")
+    assert capsys.readouterr().out == ""
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_trains_heads(ffhq, capsys):
+    directory, _ = ffhq
+    arguments = ["heads", "--lace-data", str(directory), "--dataset", "ffhq", "--out", str(directory / "heads"),
+                 "--attributes", "smile", "age", "--epochs", "1", "--threads", "1", "--json"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["accuracy"]) == {"smile", "age"}
+    assert load_heads(directory / "heads" / "smile.safetensors").attributes[0].classes == ("no", "yes")
+
+
+def test_the_command_line_trains_a_generator(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["gan", "--data", "render:32", "--size", "16", "--channels", "8,8,8", "--batch", "8", "--pictures",
+                     "8", "--out", str(out), "--threads", "1", "--json"]) == 0  # fmt: skip
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["pictures"] == 8
+    assert load_generator(facts["generator"]).facts.resolution == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["heads", "--gan", "x", "--out", "y"], "needs --labeller"),
+        (["gan", "--data", "render:8", "--out", "y", "--size", "48"], "power of two"),
+        (["gan", "--data", "render:8", "--out", "y", "--channels", "8,8"], "expected 5"),
+        (["gan", "--data", "render:8", "--out", "y", "--size", "16", "--batch", "16"], "do not fill a batch"),
+        (["heads", "--lace-data", "nowhere", "--dataset", "ffhq", "--out", "y"], "there is no file"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_usage_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["classifier", "--role", "referee", "--out", "x"])
+    assert caught.value.code == 2
+    assert "judge" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""lace-verify: golden answers replayed on a runtime."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from engine.bundle import GOLDEN, Bundle
+from engine.cli import verify
+from engine.errors import BackendError, BundleError
+from engine.runtimes import open_runtime
+from engine.verify import check_bundle, gradient_errors, small
+from exporter.export import export
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Bundle:
+    return export(tiny.parts(), tiny.heads(), out=tmp_path_factory.mktemp("verify") / "tiny.lace")
+
+
+def copy_of(bundle: Bundle, tmp_path):
+    import shutil
+
+    return shutil.copytree(bundle.path, tmp_path / "copy.lace")
+
+
+class Altered:
+    """A runtime that answers almost right."""
+
+    def __init__(self, runtime, *, picture=0.0, gradient=1.0):
+        self.runtime, self.picture, self.gradient = runtime, picture, gradient
+
+    dtype = np.dtype(np.float32)
+
+    def field(self):
+        field, gradient = self.runtime.field(), self.gradient
+        pullback = field.pullback
+        field.pullback = lambda cotangent: pullback(cotangent) * np.float32(gradient)
+        return field
+
+    def synthesize(self, ws):
+        return self.runtime.synthesize(ws) + np.float32(self.picture)
+
+
+def failed(checks) -> set[str]:
+    return {check.name for check in checks if check.passed is False}
+
+
+def test_every_runtime_answers_as_the_network_did(bundle):
+    checks = check_bundle(bundle, "onnxruntime")
+    assert all(check.passed for check in checks)
+    reference = check_bundle(bundle, "numpy")
+    assert not failed(reference)
+    assert [check.name for check in reference if check.passed is None] == ["images"]
+
+
+def test_small_mistakes_are_found(bundle):
+    runtime = open_runtime(bundle, "onnxruntime")
+    assert failed(check_bundle(bundle, Altered(runtime, picture=0.05))) == {"image", "images"}
+    wrong = failed(check_bundle(bundle, Altered(runtime, gradient=1.001), parts=("field",)))
+    assert wrong == {f"{name}.gradient median" for name in ("smile", "age", "hair", "hat", "plane", "tilt")}
+
+
+def test_not_a_number_does_not_pass(bundle):
+    runtime = open_runtime(bundle, "onnxruntime")
+    assert {"image", "images"} <= failed(check_bundle(bundle, Altered(runtime, picture=np.nan), parts=("synthesis",)))
+
+
+def test_a_flipped_unit_is_no_mistake_but_a_wrong_gradient_is():
+    golden = np.random.default_rng(0).standard_normal((4, 3, 16))
+    found = golden.copy()
+    found[1, 2] *= 1.05
+    errors = gradient_errors(found, golden)
+    assert np.median(errors) == 0
+    assert errors.max() == pytest.approx(0.05)
+
+
+def test_pictures_are_averaged_in_boxes():
+    images = np.arange(2 * 3 * 128 * 128, dtype=np.float32).reshape(2, 3, 128, 128)
+    found = small(images)
+    assert found.shape == (2, 3, 64, 64)
+    assert found[1, 2, 5, 7] == pytest.approx(images[1, 2, 10:12, 14:16].mean())
+    assert np.array_equal(small(images[:, :, :8, :8]), images[:, :, :8, :8])
+
+
+@pytest.mark.parametrize("name", [GOLDEN, "synthesis.onnx", "mapping.onnx", "field.safetensors"])
+def test_a_flipped_byte_is_refused_everywhere(bundle, tmp_path, name, capsys):
+    folder = copy_of(bundle, tmp_path)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match="is damaged"):
+        Bundle(folder)
+    assert verify.main([str(folder)]) == 2
+    assert "is damaged" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_command_line_reports(bundle, capsys, monkeypatch):
+    assert verify.main([str(bundle.path)]) == 0
+    assert "smile.gradient" in capsys.readouterr().out
+    assert verify.main([str(bundle.path), "--runtime", "numpy", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["passed"], facts["runtime"], facts["hash"]) == (True, "numpy", bundle.hash)
+    runtime = Altered(open_runtime(bundle, "onnxruntime"), picture=1.0)
+    runtime.name = runtime.version = runtime.device = "altered"
+    monkeypatch.setattr(verify, "open_runtime", lambda *_: runtime)
+    assert verify.main([str(bundle.path)]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_command_line_names_what_is_wrong(bundle, tmp_path, capsys, monkeypatch):
+    assert verify.main([str(tmp_path / "none.lace")]) == 2
+    assert verify.main([str(bundle.path), "--runtime", "abacus"]) == 2
+    assert "abacus" in capsys.readouterr().err
+    missing = BackendError("runtime 'onnxruntime' is not installed")
+    missing.__cause__ = ImportError("onnxruntime")
+    monkeypatch.setattr(verify, "open_runtime", raising(missing))
+    assert verify.main([str(bundle.path)]) == 3
+
+
+def raising(error):
+    def open_it(*_):
+        raise error
+
+    return open_it
+
+
+def test_verifying_needs_no_torch(bundle):
+    code = "import sys; from engine.cli.verify import main; main([sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(bundle.path)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,1 @@
+"""Training of the small face generator that the engine samples from."""
