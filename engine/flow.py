@@ -52,7 +52,8 @@ class Flow:
         # One more slot than columns: the cotangent of ``near``, which reads w itself.
         weights = np.zeros((n, r + 1), z.dtype)
         on_w = np.zeros((n, r + 1, w.shape[1]), z.dtype)
-        on_z = np.zeros((n, r + 1, width), z.dtype) if any(self.heads[h].space == "z" for h in wanted) else None
+        reads_z = any(self.heads[head].space == "z" for head in wanted)
+        on_z = np.zeros((n, r + 1, width if reads_z else 0), z.dtype)
         for tape, part in groups:
             k = len(tape.columns)
             u = self.columns(found, tape, part)
@@ -64,7 +65,7 @@ class Flow:
                 target[part, slot] = found[head][1][part, wanted[head].index(column)]
         near = self.add_near(batch, rows, z, point, on_w[:, r], weights[:, r])
         slots = r + near
-        on_z = None if on_z is None else on_z[:, :slots]
+        on_z = on_z[:, :slots] if reads_z else None
         return self.pull_back(point, weights[:, :slots], on_w[:, :slots], on_z, linear)
 
     def pull_back(self, point: Point, weights: Array, on_w: Array, on_z: Array | None, linear: bool) -> Point:

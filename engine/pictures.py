@@ -12,8 +12,10 @@ GAP = 2
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
-def to_image(pixels: Array) -> Image.Image:
+def to_image(pixels: Array | None) -> Image.Image:
     """(H, W, C) uint8 with 1 or 3 channels."""
+    if pixels is None:
+        raise ValueError("the sample has no picture: call sampler.render first")
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
@@ -33,7 +35,7 @@ def enlarged(image: Image.Image, least: int) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
-def grid(images: Sequence[Array], *, columns: int | None = None, cell: int = 128) -> Image.Image:
+def grid(images: Sequence[Array | None], *, columns: int | None = None, cell: int = 128) -> Image.Image:
     """Pictures in rows, nearly square unless ``columns`` is given; a cell is at least ``cell`` pixels wide."""
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     return table([[to_image(i) for i in images[k : k + columns]] for k in range(0, len(images), columns)], cell)
@@ -44,9 +46,10 @@ def table(rows: Sequence[Sequence[Image.Image]], cell: int, captions: Sequence[s
     rows = [[enlarged(image, cell) for image in row] for row in rows]
     width, height = rows[0][0].size
     columns = max(len(row) for row in rows)
-    font = ImageFont.load_default(size=max(11, width // 11))
+    size = max(11, width // 11)
+    font = ImageFont.load_default(size=size)
     lines = [wrap(caption, font, width - 2 * GAP) for caption in captions]
-    line_height = int(font.size * 1.3)
+    line_height = int(size * 1.3)
     head = (max((len(line) for line in lines), default=0)) * line_height + (GAP if lines else 0)
     sheet = Image.new("RGB", (columns * (width + GAP) - GAP, head + len(rows) * (height + GAP) - GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -59,7 +62,7 @@ def table(rows: Sequence[Sequence[Image.Image]], cell: int, captions: Sequence[s
     return sheet
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Break at spaces so that no line is wider than ``width`` pixels, where a single word allows it."""
     lines = [""]
     for word in text.split():

@@ -35,7 +35,7 @@ class Request:
     def __post_init__(self):
         if isinstance(self.condition, str):
             object.__setattr__(self, "condition", parse(self.condition))
-        if not isinstance(self.condition, Condition | None):
+        elif not isinstance(self.condition, Condition | None):
             raise ConditionError(f"a request's condition is an expression or a text, not {self.condition!r}")
         if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < SEED_LIMIT:
             raise ValueError(f"seed {self.seed!r} is not an integer in [0, 2**64)")
@@ -43,6 +43,12 @@ class Request:
             raise ValueError("a request starts from z or from w, not from both")
         if self.truncation is not None and not np.isfinite(self.truncation):
             raise ValueError(f"truncation {self.truncation!r} is not a finite number")
+
+    @property
+    def expression(self) -> Condition | None:
+        """The condition, never as text: that was parsed when the request was made."""
+        assert not isinstance(self.condition, str)
+        return self.condition
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +80,7 @@ class Sample:
 
     @property
     def condition(self) -> Condition | None:
-        return self.request.condition
+        return self.request.expression
 
     @property
     def seed(self) -> int:
@@ -91,9 +97,8 @@ Wanted = Condition | str | None | Request | Sequence[Request]
 def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None) -> list[Request]:
     """What ``sample`` was given, as a list: one condition for many seeds, or requests as they are."""
     if isinstance(wanted, Condition | str | None):
-        if isinstance(seeds, numbers.Integral):
-            seeds = [seeds]
-        return [Request(wanted, seed=seed) for seed in ([0] if seeds is None else seeds)]
+        several = [0] if seeds is None else [seeds] if isinstance(seeds, int) else seeds
+        return [Request(wanted, seed=int(seed)) for seed in several]
     requests = [wanted] if isinstance(wanted, Request) else list(wanted)
     if seeds is not None:
         raise ValueError("seeds belong to a single condition; each Request has its own seed")

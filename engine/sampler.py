@@ -1,10 +1,10 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from engine.bundle import Bundle
 from engine.condition import And, Condition, Keep, Near
 from engine.condition import keep as keep_condition
 from engine.condition import near as near_condition
-from engine.errors import BundleError, SolveError
+from engine.drive import drive
+from engine.errors import ConditionError, SolveError
 from engine.flow import Flow
 from engine.grammar import parse
 from engine.requests import Request, Sample, Wanted, as_requests
@@ -43,6 +44,10 @@ class Anchor:
     z: Array
     w: Array
     logits: dict[str, Array]
+
+
+# A request, its condition with what holds on to the anchor, and the anchor where it is not the request's own start.
+Work = tuple[Request, Condition | None, Anchor | None]
 
 
 class Sampler:
@@ -89,14 +94,14 @@ class Sampler:
               strict: bool = False) -> list[Sample]:  # fmt: skip
         """``sample`` without the pictures."""
         requests = as_requests(wanted, seeds)
-        return self.collect([(request, None) for request in requests], strict)
+        return self.collect([(request, request.expression, None) for request in requests], strict)
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield decoded samples as their rows finish; waiting requests take the free slots.
 
         A sample's ``request`` is the very object that was given.
         """
-        for finished in self.drive([(request, None) for request in requests]):
+        for finished in self.run([(request, request.expression, None) for request in requests]):
             yield from self.render([sample for _, sample in finished])
 
     def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *,
@@ -111,25 +116,20 @@ class Sampler:
         Nie, Vahdat, Anandkumar, NeurIPS 2021, section on sequential editing.
         """
         samples = [samples] if isinstance(samples, Sample) else list(samples)
-        condition = parse(condition) if isinstance(condition, str) else condition
+        wanted = parse(condition) if isinstance(condition, str) else condition
+        names = [keep] if isinstance(keep, str) else keep
+        holders = [
+            *([keep_condition(*names, weight=keep_weight)] if names else []),
+            *([near_condition(near)] if near else []),
+        ]
         work = []
-        for sample in samples:
-            target = condition & held if hold and (held := held_terms(sample.condition, condition)) else condition
+        for sample, logits in zip(samples, self.measure(samples), strict=True):
+            held = held_terms(sample.condition, wanted) if hold else []
+            target = conjunction([wanted, *held])
             request = replace(sample.request, condition=target, z=sample.z, w=sample.w if sample.z is None else None)
-            work.append((request, self.anchored(request, sample, keep, keep_weight, near)))
+            z = sample.w if sample.z is None else sample.z
+            work.append((request, conjunction([target, *holders]), Anchor(z, sample.w, logits)))
         return self.render(self.collect(work, strict))
-
-    def anchored(self, request: Request, sample: Sample, keep: str | Sequence[str] | None, keep_weight: float,
-                 near: float | None) -> tuple[Condition, Anchor]:  # fmt: skip
-        """The condition with its regularisers, and the sample's latents and logits to measure them from."""
-        full = request.condition
-        if keep:
-            full = full & keep_condition(*([keep] if isinstance(keep, str) else keep), weight=keep_weight)
-        if near:
-            full = full & near_condition(near)
-        logits = self.measure([sample])[0]
-        z = sample.w if sample.z is None else sample.z
-        return full, Anchor(z, sample.w, logits)
 
     def measure(self, samples: Sequence[Sample]) -> list[dict[str, Array]]:
         """Raw logits of every attribute of the bundle, one dictionary per sample."""
@@ -141,7 +141,7 @@ class Sampler:
             flow = self.flow(in_w)
             heads = {n: np.zeros((0, h.widths[-1]), self.runtime.dtype) for n, h in flow.heads.items()
                      if not (in_w and h.space == "z")}  # fmt: skip
-            z = np.stack([samples[i].w if in_w else samples[i].z for i in part]).astype(self.runtime.dtype)
+            z = np.array([samples[i].w if in_w else samples[i].z for i in part], self.runtime.dtype)
             psi = np.array([[self.psi(samples[i].request)] for i in part], self.runtime.dtype)
             label = np.array([samples[i].request.label or 0 for i in part], np.int64)
             _, values = flow.field.forward(z, psi, label if flow.labels else None, heads)
@@ -165,57 +165,31 @@ class Sampler:
     def psi(self, request: Request) -> float:
         return self.truncation if request.truncation is None else request.truncation
 
-    def collect(self, work: list, strict: bool) -> list[Sample]:
-        """Drive to the end; samples in the order of the requests."""
-        samples: list[Sample | None] = [None] * len(work)
-        for finished in self.drive(work):
-            for index, sample in finished:
-                samples[index] = sample
-        if strict:
-            failed = [(i, s) for i, s in enumerate(samples) if s.status != Status.DONE]
-            if failed:
-                listed = "; ".join(f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in failed[:8])
-                raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
+    def collect(self, work: Sequence[Work], strict: bool) -> list[Sample]:
+        """All samples, in the order of the requests."""
+        found = {index: sample for finished in self.run(work) for index, sample in finished}
+        samples = [found[index] for index in range(len(work))]
+        failed = [
+            f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in enumerate(samples) if s.status != Status.DONE
+        ]
+        if strict and failed:
+            listed = "; ".join(failed[:8])
+            raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
         return samples
 
-    def drive(self, work: list) -> Iterator[list[tuple[int, Sample]]]:
-        """Step until no row runs and none waits; yields what finished together, as (index in ``work``, sample)."""
-        starts = [self.start(request, anchored) for request, anchored in work]
-        for in_w in (False, True):
-            waiting = deque(i for i, (request, _) in enumerate(work) if (request.w is not None) == in_w)
-            if waiting:
-                yield from self.drive_batch(self.flow(in_w), work, starts, waiting)
-
-    def drive_batch(self, flow: Flow, work: list, starts: list[Start], waiting: deque[int]) -> Iterator:
-        """Rows retire as they finish, and waiting requests take their slots."""
+    def run(self, work: Sequence[Work]) -> Iterator[list[tuple[int, Sample]]]:
+        """Solve; yields what finished together, as (index in ``work``, sample)."""
         g = self.bundle.generator
-        width = len(starts[waiting[0]].z)
-        batch = Batch(min(self.capacity, len(waiting)), width, g.w_dim, self.runtime.dtype)
-        owner = np.full(batch.capacity, -1)
-        while True:
-            free = np.flatnonzero(owner < 0)[: len(waiting)]
-            for row in free:
-                owner[row] = waiting.popleft()
-                batch.admit(row, starts[owner[row]])
-            if len(free):
-                self.begin(flow, batch, free)
-            rows = batch.running()
-            if len(rows):
-                self.solver.step(flow, batch, rows)
-            finished = np.flatnonzero((owner >= 0) & (batch.status != Status.RUNNING))
-            if len(finished):
-                samples = self.retire(flow, batch, finished, [work[i][0] for i in owner[finished]])
-                yield [(int(owner[row]), sample) for row, sample in zip(finished, samples, strict=True)]
-                owner[finished] = -1
-            if not waiting and not (owner >= 0).any():
-                return
-
-    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
-        """Start new rows. A row whose condition asks for nothing has arrived already."""
-        idle = np.array([not batch.tapes[row].columns and not batch.near[row] for row in rows])
-        batch.status[rows[idle]] = Status.DONE
-        if not idle.all():
-            self.solver.begin(flow, batch, rows[~idle])
+        starts = [self.start(*entry) for entry in work]  # a bad request is refused before the first is solved
+        for in_w in (False, True):
+            part = [i for i, (request, _, _) in enumerate(work) if (request.w is not None) == in_w]
+            if not part:
+                continue
+            flow = self.flow(in_w)
+            batch = Batch(min(self.capacity, len(part)), g.w_dim if in_w else g.z_dim, g.w_dim, self.runtime.dtype)
+            for indices, rows in drive(self.solver, flow, batch, [starts[i] for i in part]):
+                owners = [part[i] for i in indices]
+                yield list(zip(owners, self.retire(flow, batch, rows, [work[i][0] for i in owners]), strict=True))
 
     def retire(self, flow: Flow, batch: Batch, rows: Array, requests: list[Request]) -> list[Sample]:
         """The samples of finished rows, measured once more without derivatives."""
@@ -231,7 +205,7 @@ class Sampler:
             for i, (row, request) in enumerate(zip(rows, requests, strict=True))
         ]  # fmt: skip
 
-    def start(self, request: Request, anchored: tuple[Condition, Anchor] | None) -> Start:
+    def start(self, request: Request, condition: Condition | None, anchor: Anchor | None) -> Start:
         """Where a request begins: its latent, its tape with anchors filled in."""
         g = self.bundle.generator
         if request.w is not None:
@@ -240,16 +214,22 @@ class Sampler:
             z = checked_latent(request.z, g.z_dim, "z")
         else:
             z = normals(request.seed, 0, g.z_dim)
-        condition, anchor = anchored if anchored is not None else (request.condition, None)
         tape = self.lowered(condition)
-        if anchor is not None:
-            tape = tape.anchored(anchor.logits)
-        elif tape.near or tape.anchors:
+        if request.w is not None:
+            self.refuse_heads_on_z(tape)
+        if anchor is None and (tape.near or tape.anchors):
             anchor = self.anchor_at(request, z)
+        if anchor is not None:
             tape = tape.anchored(anchor.logits)
         return Start(z=z, tape=tape, psi=self.psi(request), label=self.label(request), seed=int(request.seed),
                      anchor_z=z if anchor is None else anchor.z,
                      anchor_w=np.zeros(g.w_dim, np.float32) if anchor is None else anchor.w)  # fmt: skip
+
+    def refuse_heads_on_z(self, tape: Tape) -> None:
+        for column in tape.columns:
+            if self.bundle.heads[self.bundle.attributes[column.attribute].head].space == "z":
+                raise ConditionError(f"attribute {column.attribute!r} is read from z, which a request that starts "
+                                     "from w does not have: start from z, or leave the attribute out")  # fmt: skip
 
     def anchor_at(self, request: Request, z: Array) -> Anchor:
         """``near`` and ``keep`` in a plain request hold on to the request's own start, as in the paper."""
@@ -304,19 +284,13 @@ def checked_latent(latent: Array, width: int, name: str) -> Array:
     return array
 
 
-def held_terms(old: Condition | None, new: Condition) -> Condition | None:
+def held_terms(old: Condition | None, new: Condition) -> list[Condition]:
     """The AND-ed terms of ``old`` whose attributes ``new`` does not mention."""
-    if old is None:
-        return None
-    terms = old.parts if isinstance(old, And) else (old,)
+    terms = old.parts if isinstance(old, And) else () if old is None else (old,)
     mentioned = set(new.attributes())
-    kept = [t for t in terms if not isinstance(t, Near | Keep) and not mentioned & set(t.attributes())]
-    if not kept:
-        return None
-    held = kept[0]
-    for term in kept[1:]:
-        held = held & term
-    return held
+    return [t for t in terms if not isinstance(t, Near | Keep) and not mentioned & set(t.attributes())]
 
 
-__all__ = ["BundleError", "Request", "Sample", "Sampler", "find_bundle"]
+def conjunction(terms: Sequence[Condition]) -> Condition:
+    """All of ``terms``, at least one."""
+    return reduce(and_, terms)

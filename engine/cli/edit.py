@@ -12,7 +12,7 @@ from rich.table import Table
 from engine.cli.console import EXIT_CODES, OK, guarded, parse, write_json
 from engine.cli.options import UsageError, add_sampler_options, chunks, finite, open_sampler, readings, record, seed
 from engine.cli.sample import SAMPLES
-from engine.condition import And, Condition
+from engine.condition import Condition
 from engine.folders import writing_folder
 from engine.grammar import parse as parse_condition
 from engine.pictures import save_png, table, to_image
@@ -81,7 +81,7 @@ def changes_table(sampler: Sampler, edits: list[Condition], logits: list[dict[st
 
 def shown(value: float | dict[str, float]) -> tuple[str, float]:
     """A value, or the likeliest class with its probability: as text and as the number that may move."""
-    if isinstance(value, float):
+    if not isinstance(value, dict):
         return f"{value:.2f}", value
     name = max(value, key=value.__getitem__)
     return f"{name} {value[name]:.0%}", value[name]
@@ -109,8 +109,8 @@ def edit(options: argparse.Namespace) -> int:
         sampler = open_sampler(options)
         if options.verbose:
             Console(stderr=True).print(repr(sampler), highlight=False, markup=False)
-        everything = And((*([start] if start else []), *edits)) if start or len(edits) > 1 else edits[0]
-        sampler.lowered(everything)  # a typo in the last edit is found before the first is solved
+        for condition in (start, *edits):
+            sampler.lowered(condition)  # a typo in the last edit is found before the first is solved
         with Console(stderr=True).status(f"{len(edits)} edits"):
             first = sampler.sample([Request(start, seed=options.seed, label=options.label)])[0]
             samples = stages(sampler, first, edits, options)

@@ -103,8 +103,9 @@ def met_table(condition: Condition | None, sampler: Sampler, logits: list[dict[s
     attributes = sampler.bundle.attributes
     stacked = {name: np.stack([values[name] for values in logits]) for name in logits[0]}
     table = Table(title="met, according to the bundle's heads", title_justify="left")
-    for column, justify in (("statement", "left"), ("met", "right"), ("on average", "right")):
-        table.add_column(column, justify=justify)
+    table.add_column("statement")
+    for column in ("met", "on average"):
+        table.add_column(column, justify="right")
     statements = list(dict.fromkeys(leaves(condition)))
     for leaf in [*statements, *([condition] if len(statements) > 1 else [])]:
         met = float(np.mean(satisfied(leaf, attributes, stacked)))

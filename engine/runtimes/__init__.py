@@ -3,6 +3,7 @@
 Adding one: a file with the methods of ``Runtime`` and ``Field``, and a line in RUNTIMES.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Protocol
@@ -74,12 +75,10 @@ def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", thr
     threads   0: the runtime's own choice.  Raises BackendError: a choice is honoured or refused, never replaced.
     """
     if name == "auto":
-        for candidate in AUTO:
-            try:
+        for candidate in AUTO[:-1]:
+            with contextlib.suppress(MissingRuntime):
                 return open_runtime(bundle, candidate, device=device, threads=threads)
-            except MissingRuntime as error:
-                missing = error
-        raise missing
+        name = AUTO[-1]
     if name not in RUNTIMES:
         raise BackendError(f"there is no runtime {name!r}; known are: auto, {', '.join(RUNTIMES)}")
     module, extra, devices = RUNTIMES[name]

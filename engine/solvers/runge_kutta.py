@@ -69,7 +69,7 @@ class RungeKutta:
         step = h[:, None].astype(batch.dtype)
         trial = z + step * combine(self.tableau.b, slopes)
         error = np.zeros(len(rows))
-        if self.fixed_steps is None:
+        if self.fixed_steps is None and self.tableau.error is not None:
             error = error_norm(step * combine(self.tableau.error, slopes), z, trial, self.rtol, self.atol)
         self.decide(flow, batch, rows, trial, h, error, end)
 

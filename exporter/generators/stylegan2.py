@@ -53,6 +53,8 @@ class Mapping(nn.Module):
     With ``c_dim`` classes the normalised embedding of the label is appended to the normalised z.
     """
 
+    w_avg: Tensor
+
     def __init__(self, z_dim: int, w_dim: int, *, c_dim: int = 0, num_layers: int = 8, lr_multiplier: float = 0.01):
         super().__init__()
         self.z_dim, self.w_dim, self.c_dim, self.num_layers = z_dim, w_dim, c_dim, num_layers
@@ -112,6 +114,9 @@ class SynthesisLayer(nn.Module):
 
     x (rows, I, h, w), style source w (rows, w_dim) -> (rows, O, r, r).
     """
+
+    resample_filter: Tensor
+    noise_const: Tensor
 
     def __init__(self, n_in: int, n_out: int, w_dim: int, resolution: int, *, up: bool, use_noise: bool = True):
         super().__init__()
@@ -195,6 +200,8 @@ class ToRGB(nn.Module):
 class Skip(nn.Module):
     """The residual branch of the ``resnet`` architecture: 1x1 convolution, then upsampling by 2."""
 
+    resample_filter: Tensor
+
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in, 1, 1))
@@ -207,6 +214,8 @@ class Skip(nn.Module):
 
 class Block(nn.Module):
     """One resolution: conv0 (up), conv1, and the picture's layer where the architecture has one."""
+
+    resample_filter: Tensor
 
     def __init__(self, n_in: int, n_out: int, w_dim: int, resolution: int, img_channels: int, *, architecture: str,
                  is_last: bool, use_noise: bool):  # fmt: skip
@@ -275,7 +284,7 @@ class Synthesis(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        return [getattr(self, f"b{r}") for r in self.resolutions]
+        return [self.get_submodule(f"b{r}") for r in self.resolutions]  # type: ignore[misc]
 
     @property
     def layers(self) -> list[SynthesisLayer]:
@@ -302,7 +311,7 @@ class Synthesis(nn.Module):
         return [layer.noise_const[None, None] if layer.use_noise else None for layer in self.layers]
 
     def random_noises(self, rows: int, generator: torch.Generator | None = None) -> list[Tensor | None]:
-        device = self.b4.const.device
+        device = self.blocks[0].const.device
         return [
             torch.randn(rows, 1, layer.resolution, layer.resolution, generator=generator, device=device)
             if layer.use_noise
@@ -313,14 +322,14 @@ class Synthesis(nn.Module):
     def forward(self, ws: Tensor, noises: list[Tensor | None] | None = None) -> Tensor:
         """``noises``: one entry per layer; None stands for the stored constant noises."""
         noises = self.const_noises() if noises is None else noises
-        x = image = None
-        layer = 0
+        x, image, layer = None, None, 0
         for block in self.blocks:
             n = len(block.layers)
             # The picture's layer shares its style with the first layer of the next block.
             styles = [ws[:, layer + j] for j in range(n + 1)]
             x, image = block(x, image, styles, noises[layer : layer + n])
             layer += n
+        assert image is not None  # the last block of every architecture draws a picture
         return image
 
 
@@ -333,7 +342,8 @@ class Generator(nn.Module):
 
     def truncate(self, w: Tensor, psi: Tensor | float) -> Tensor:
         """w_avg + psi (w - w_avg);  psi a number or (rows, 1)."""
-        return self.mapping.w_avg + psi * (w - self.mapping.w_avg)
+        average = self.mapping.w_avg
+        return average + psi * (w - average)
 
     def forward(self, z: Tensor, label: Tensor | None = None, *, psi: float = 1.0) -> Tensor:
         w = self.truncate(self.mapping(z, label), psi)
