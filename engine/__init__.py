@@ -3,7 +3,15 @@
 from engine.batch import Status
 from engine.bundle import Bundle
 from engine.condition import Condition, attr, keep, near
-from engine.errors import BackendError, BundleError, CheckpointError, ConditionError, LaceError, SolveError
+from engine.errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    ConditionError,
+    LaceError,
+    RequestError,
+    SolveError,
+)
 from engine.grammar import parse
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
@@ -11,5 +19,5 @@ from engine.sampler import Sampler
 __version__ = "0.1.0"
 __all__ = [
     "BackendError", "Bundle", "BundleError", "CheckpointError", "Condition", "ConditionError", "LaceError",
-    "Request", "Sample", "Sampler", "SolveError", "Status", "attr", "keep", "near", "parse",
+    "Request", "RequestError", "Sample", "Sampler", "SolveError", "Status", "attr", "keep", "near", "parse",
 ]  # fmt: skip

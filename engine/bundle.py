@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from engine.errors import BundleError
 from engine.folders import writing_folder
@@ -182,7 +182,9 @@ def parse_manifest(text: bytes, path: Path) -> dict:
         body = json.loads(text)
         major, minor = (int(part) for part in body["format"].split("."))
         files = body["files"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not is_table_of_tables(files):
+            raise TypeError("files is not a table of sizes and hashes")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path / MANIFEST} cannot be read ({error}): export the bundle again") from error
     if major != FORMAT[0]:
         raise BundleError(f"{path} has bundle format {major}.{minor}; this version of lace-engine reads "
@@ -192,6 +194,10 @@ def parse_manifest(text: bytes, path: Path) -> dict:
         if len(parts) != 1 or name in (".", "..", MANIFEST) or "\\" in name:
             raise BundleError(f"{path / MANIFEST} names the file {name!r}, which is not a plain file name")
     return body
+
+
+def is_table_of_tables(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
 
 
 def known(cls: type, values: Mapping) -> dict:
@@ -209,7 +215,9 @@ def build_manifest(body: dict, path: Path) -> Manifest:
             graphs=body["graphs"],
             provenance=body.get("provenance", {}),
         )
-    except (KeyError, TypeError) as error:
+        if not is_table_of_tables(manifest.graphs):
+            raise TypeError("graphs is not a table of tables")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path / MANIFEST} is incomplete ({error}): export the bundle again") from error
     named = {h.name for h in manifest.heads}
     for attribute in manifest.attributes:
@@ -245,6 +253,11 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         raise BundleError(f"{path} cannot be read as safetensors: {error}") from error
 
 
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    # Not safetensors' save_file: it makes files that only their owner may read.
+    path.write_bytes(save(dict(tensors)))
+
+
 def field_shapes(bundle: Bundle) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The tensors that the manifest promises, in the layout of ``x W^T + b``."""
     g = bundle.generator
@@ -263,14 +276,19 @@ def field_shapes(bundle: Bundle) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def check_tensors(bundle: Bundle) -> None:
+    """Every tensor that the manifest promises is there, and heads and attributes fit into each other."""
     for name, shape in field_shapes(bundle):
         tensor = bundle.field.get(name)
         if tensor is None or tensor.shape != shape or tensor.dtype != np.float32:
             found = "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
             raise BundleError(f"{bundle.path / FIELD}: tensor {name} is {found}; expected float32 {shape}")
+    inputs = {"w": bundle.generator.w_dim, "z": bundle.generator.z_dim}
+    for head in bundle.heads.values():
+        if len(head.widths) < 2 or head.widths[0] != inputs.get(head.space):
+            raise BundleError(f"{bundle.path}: head {head.name!r} with widths {head.widths} does not read from w or z")
     for attribute in bundle.attributes.values():
         head = bundle.heads[attribute.head]
-        if head.space not in ("w", "z") or attribute.columns[1] > head.widths[-1]:
+        if not 0 <= attribute.columns[0] < attribute.columns[1] <= head.widths[-1]:
             raise BundleError(f"{bundle.path}: attribute {attribute.name!r} does not fit its head {head.name!r}")
 
 

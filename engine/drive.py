@@ -24,10 +24,12 @@ def drive(solver: Solver, flow: Flow, batch: Batch, starts: Sequence[Start]) -> 
         for row in free:
             owner[row] = waiting.popleft()
             batch.admit(row, starts[int(owner[row])])
-        begin(solver, flow, batch, free)
-        rows = batch.running()
-        if len(rows):
-            solver.step(flow, batch, rows)
+        # A row that overflows gets a status; numpy need not warn about it too.
+        with np.errstate(over="ignore", invalid="ignore"):
+            begin(solver, flow, batch, free)
+            rows = batch.running()
+            if len(rows):
+                solver.step(flow, batch, rows)
         finished = np.flatnonzero((owner >= 0) & (batch.status != Status.RUNNING))
         if len(finished):
             yield owner[finished], finished

@@ -17,6 +17,10 @@ class ConditionError(LaceError):
     """A condition cannot be parsed, or does not fit the bundle's attributes."""
 
 
+class RequestError(LaceError, ValueError):
+    """A request's latent or label does not fit the bundle's generator."""
+
+
 class BackendError(LaceError):
     """A runtime or device was asked for that is not there, or it failed."""
 

@@ -37,7 +37,8 @@ class Point:
 class Flow:
     """A field and the attributes it serves."""
 
-    def __init__(self, field: Field, bundle: Bundle):
+    def __init__(self, field: Field, bundle: Bundle, *, in_w: bool = False):
+        self.in_w = in_w
         self.field, self.labels = field, bundle.generator.labels
         self.attributes, self.heads = bundle.attributes, bundle.heads
 
@@ -91,6 +92,8 @@ class Flow:
         if not near.any():
             return False
         dz, dw = z - batch.anchor_z[rows], point.w - batch.anchor_w[rows]
+        if self.in_w:
+            dw = np.zeros_like(dw)  # there z is w, and the distance counts once
         point.logp -= near * ((dz * dz).sum(axis=1, dtype=float) + (dw * dw).sum(axis=1, dtype=float))
         scale = (-2 * near[:, None]).astype(z.dtype)
         point.gradient += scale * dz
@@ -98,6 +101,7 @@ class Flow:
         weight[:] = 1
         return True
 
+    @np.errstate(over="ignore", invalid="ignore")  # failed rows are measured too
     def measure(self, batch: Batch, rows: Array, z: Array) -> tuple[Array, Array, list[dict[str, Array]]]:
         """Without derivatives: log p (n,), w (n, w_dim), and each row's logits by attribute."""
         groups = group_by_tape(batch, rows)

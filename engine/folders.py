@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from engine.errors import LaceError
@@ -22,12 +23,12 @@ def writing_folder(
     An interrupted run leaves at most the hidden folder, which the next run with the same target removes.
     """
     target = Path(target).absolute()
+    remove_stale(target)  # first: it may bring back a target that a killed run had put aside
     if target.exists() and not overwrite:
         raise error(f"{target} exists already: choose another --out, or pass --overwrite")
     if target.exists() and not (target / marker).is_file():
         raise error(f"{target} exists and has no {marker}: it is never overwritten; choose another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(target)
     partial = target.with_name(f".{target.name}{PARTIAL}{os.getpid()}")
     partial.mkdir()
     try:
@@ -45,11 +46,12 @@ def writing_folder(
 
 def remove_stale(target: Path) -> None:
     """Remove what a killed run with the same target left, unless its process still runs."""
-    for folder in target.parent.glob(f".{target.name}{PARTIAL}*"):
+    for folder in target.parent.glob(f".{escape(target.name)}{PARTIAL}*"):
         pid = folder.name.rpartition(PARTIAL)[2].partition("-")[0]
         if folder.name.endswith("-old") and not target.exists():
             os.rename(folder, target)  # killed between two renames: the old folder is whole, bring it back
-        elif not (pid.isdigit() and is_running(int(pid))):
+        elif not (pid.isdigit() and int(pid) != os.getpid() and is_running(int(pid))):
+            # Our own number: in a container each run may have the same.
             shutil.rmtree(folder, ignore_errors=True)
 
 

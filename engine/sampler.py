@@ -16,12 +16,12 @@ from engine.condition import And, Condition, Keep, Near
 from engine.condition import keep as keep_condition
 from engine.condition import near as near_condition
 from engine.drive import drive
-from engine.errors import ConditionError, SolveError
+from engine.errors import ConditionError, RequestError, SolveError
 from engine.flow import Flow
 from engine.grammar import parse
 from engine.requests import Request, Sample, Wanted, as_requests
 from engine.runtimes import open_runtime
-from engine.solvers import make_solver
+from engine.solvers import Solver, make_solver
 from engine.tape import Tape, lower
 from kernels.noise import normals
 
@@ -32,7 +32,7 @@ def find_bundle(bundle: str | os.PathLike | Bundle) -> Bundle:
     """A bundle, the path of one, or 'demo' for the one inside the package."""
     if isinstance(bundle, Bundle):
         return bundle
-    if os.fspath(bundle) == DEMO and not Path(DEMO).exists():
+    if os.fspath(bundle) == DEMO:  # a folder of that name is reached as ./demo
         return Bundle(Path(__file__).parent / "demo.lace")
     return Bundle(bundle)
 
@@ -56,8 +56,8 @@ class Sampler:
     bundle          a path, an open Bundle, or "demo"
     runtime         "auto", or a name from engine.runtimes; a choice is honoured or refused
     capacity        rows in flight at a time
-    solver          a name from engine.solvers.SOLVERS; rtol, atol, steps, max_evaluations, clock are its settings,
-                    None for its own default
+    solver          a name from engine.solvers.SOLVERS, with rtol, atol, steps, max_evaluations and clock as its
+                    settings (None: its own default); or a solver record such as Langevin(rate=0.02)
     logic           "product" (De Morgan holds), or "lace" for the paper's constants, with its temperature
     truncation      psi for requests that name none; None: the bundle's
     threads         of the runtime; 0: its own choice
@@ -67,16 +67,15 @@ class Sampler:
     """
 
     def __init__(self, bundle: str | os.PathLike | Bundle, *, runtime: str = "auto", device: str = "cpu",
-                 capacity: int = 64, solver: str = "gauss-newton", rtol: float | None = None,
+                 capacity: int = 64, solver: str | Solver = "gauss-newton", rtol: float | None = None,
                  atol: float | None = None, steps: int | None = None, max_evaluations: int | None = None,
                  clock: str | None = None, logic: str = "product", temperature: float = 1.0,
                  truncation: float | None = None, threads: int = 0):  # fmt: skip
         if capacity < 1:
             raise SolveError(f"capacity must be at least 1, not {capacity}")
         self.bundle = find_bundle(bundle)
-        self.solver = make_solver(solver, rtol=rtol, atol=atol, steps=steps, max_evaluations=max_evaluations,
-                                  clock=clock)  # fmt: skip
-        self.solver_name = solver
+        given = {"rtol": rtol, "atol": atol, "steps": steps, "max_evaluations": max_evaluations, "clock": clock}
+        self.solver = make_solver(solver, **given)
         self.logic, self.temperature, self.capacity = logic, temperature, capacity
         self.truncation = self.bundle.generator.truncation if truncation is None else truncation
         self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads)
@@ -198,7 +197,7 @@ class Sampler:
         return [
             Sample(
                 request=request, z=None if request.w is not None else z[i], w=w[i], logits=logits[i],
-                energy=float(-logp[i]), status=Status(int(batch.status[row])), steps=int(batch.steps[row]),
+                energy=float(0 - logp[i]), status=Status(int(batch.status[row])), steps=int(batch.steps[row]),
                 evaluations=int(batch.evaluations[row]), rejected=int(batch.rejected[row]),
                 forced=int(batch.forced[row]),
             )
@@ -214,9 +213,7 @@ class Sampler:
             z = checked_latent(request.z, g.z_dim, "z")
         else:
             z = normals(request.seed, 0, g.z_dim)
-        tape = self.lowered(condition)
-        if request.w is not None:
-            self.refuse_heads_on_z(tape)
+        tape = self.lowered(condition, in_w=request.w is not None)
         if anchor is None and (tape.near or tape.anchors):
             anchor = self.anchor_at(request, z)
         if anchor is not None:
@@ -224,12 +221,6 @@ class Sampler:
         return Start(z=z, tape=tape, psi=self.psi(request), label=self.label(request), seed=int(request.seed),
                      anchor_z=z if anchor is None else anchor.z,
                      anchor_w=np.zeros(g.w_dim, np.float32) if anchor is None else anchor.w)  # fmt: skip
-
-    def refuse_heads_on_z(self, tape: Tape) -> None:
-        for column in tape.columns:
-            if self.bundle.heads[self.bundle.attributes[column.attribute].head].space == "z":
-                raise ConditionError(f"attribute {column.attribute!r} is read from z, which a request that starts "
-                                     "from w does not have: start from z, or leave the attribute out")  # fmt: skip
 
     def anchor_at(self, request: Request, z: Array) -> Anchor:
         """``near`` and ``keep`` in a plain request hold on to the request's own start, as in the paper."""
@@ -242,16 +233,25 @@ class Sampler:
         labels = self.bundle.generator.labels
         if request.label is None:
             if labels and request.w is None:
-                raise ValueError(f"this generator is conditional: give each Request a label in 0..{labels - 1}")
+                raise RequestError(f"this generator is conditional: give each Request a label in 0..{labels - 1}")
             return 0
         if not labels:
-            raise ValueError(f"label {request.label} was given, but this generator is unconditional")
+            raise RequestError(f"label {request.label} was given, but this generator is unconditional")
         if not 0 <= request.label < labels:
-            raise ValueError(f"label {request.label} is out of range: expected 0..{labels - 1}")
+            raise RequestError(f"label {request.label} is out of range: expected 0..{labels - 1}")
         return int(request.label)
 
-    def lowered(self, condition: Condition | None) -> Tape:
-        return lower(condition, self.bundle.attributes, logic=self.logic, temperature=self.temperature)
+    def lowered(self, condition: Condition | None, *, in_w: bool = False) -> Tape:
+        """The condition's tape. In W there is no z: heads on z are refused, and the * of keep leaves them out."""
+        attributes = self.bundle.attributes
+        if in_w:
+            on_z = {name for name, a in attributes.items() if self.bundle.heads[a.head].space == "z"}
+            for name in condition.attributes() if condition is not None else ():
+                if name in on_z:
+                    raise ConditionError(f"attribute {name!r} is read from z, which a request that starts from w "
+                                         "does not have: start from z, or leave the attribute out")  # fmt: skip
+            attributes = {name: a for name, a in attributes.items() if name not in on_z}
+        return lower(condition, attributes, logic=self.logic, temperature=self.temperature)
 
     def flow(self, in_w: bool) -> Flow:
         return self.flow_in_w if in_w else self.flow_in_z
@@ -262,25 +262,28 @@ class Sampler:
 
     @cached_property
     def flow_in_w(self) -> Flow:
-        return Flow(self.runtime.field("w"), self.bundle)
+        return Flow(self.runtime.field("w"), self.bundle, in_w=True)
 
     def __repr__(self) -> str:
         r = self.runtime
         return (f"Sampler({str(self.bundle.path)!r}, hash={self.bundle.hash[:12]}, runtime={r.name} {r.version}, "
                 f"device={r.device}, precision={r.precision}, capacity={self.capacity}, "
-                f"solver={self.solver_name} {settings(self.solver)}, logic={self.logic}, "
+                f"solver={described(self.solver)}, logic={self.logic}, "
                 f"temperature={self.temperature}, truncation={self.truncation})")  # fmt: skip
 
 
-def settings(solver) -> str:
-    names = [name for name in solver.__dataclass_fields__ if name != "tableau"]
-    return "(" + ", ".join(f"{name}={getattr(solver, name)}" for name in names) + ")"
+def described(solver: Solver) -> str:
+    """A solver's name and its settings."""
+    values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
+    tableau = values.pop("tableau", None)
+    name = type(solver).__name__ if tableau is None else tableau.name
+    return f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"
 
 
 def checked_latent(latent: Array, width: int, name: str) -> Array:
     array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
     if array.shape != (width,) or not np.isfinite(array).all():
-        raise ValueError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
+        raise RequestError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
     return array
 
 

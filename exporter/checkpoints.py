@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from engine.errors import CheckpointError
-from exporter.archives import SUPPORTED, read_archive
+from exporter.archives import SUPPORTED, read_archive, safetensors_metadata
 from exporter.generators import Parts
 from exporter.generators.state import named_list
 from exporter.passive import Module
 from exporter.unpickle import guarded
 
+GENERATOR_METADATA = "lace_generator"
 HEAD_KEYS = {"heads.weight", "linear.weight", "f.heads.weight", "f.linear.weight"}
 
 
@@ -21,10 +23,9 @@ def load_generator(path: str | Path) -> Parts:
     Raises CheckpointError for everything else, without having executed anything of the file.
     """
     archive = read_archive(path)
-    if archive.container == "safetensors":
-        raise CheckpointError(f"{path} is a safetensors file; generators are read from .pkl and .pt files: {SUPPORTED}")
+    read = from_safetensors if archive.container == "safetensors" else convert
     try:
-        return guarded("the checkpoint", lambda: convert(archive.content))
+        return guarded("the checkpoint", lambda: read(archive.content))
     except CheckpointError as error:
         raise CheckpointError(f"cannot use {path}: {error}") from error
 
@@ -44,6 +45,16 @@ def convert(content: Any) -> Parts:
         if all(isinstance(value, np.ndarray) for value in arrays.values()):
             return stylegan2_parts(arrays, source="lace-train")
     raise CheckpointError(describe(content))
+
+
+def from_safetensors(data: bytes) -> Parts:
+    """The generator file of our own trainer: tensors in NVIDIA's layout, and what they are in the metadata."""
+    from exporter.generators.state import stylegan2_parts
+
+    text = safetensors_metadata(data).get(GENERATOR_METADATA)
+    if text is None:
+        raise CheckpointError(f"it is a safetensors file without a generator of `lace-train gan`; {SUPPORTED}")
+    return stylegan2_parts(safetensors.numpy.load(data), source="lace-train")
 
 
 def any_module(content: dict) -> bool:

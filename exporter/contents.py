@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
+from engine import __version__
 from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.errors import BundleError
 from exporter.generators.stylegan2 import SQRT2
@@ -111,8 +112,8 @@ def head_tensors(stacks: list) -> dict[str, Array]:
 
 
 def versions() -> dict[str, str]:
-    found = {}
-    for package in ("lace-engine", "torch", "onnx"):
+    found = {"lace-engine": __version__}
+    for package in ("torch", "onnx"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

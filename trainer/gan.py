@@ -79,7 +79,7 @@ class Training:
         dtype = DTYPES[config.precision]
         self.generator.synthesis.set_precision(dtype)
         self.discriminator.dtype = dtype
-        lazy = config.r1_interval / (config.r1_interval + 1)
+        self.lazy = lazy = config.r1_interval / (config.r1_interval + 1)
         self.g_optimiser = torch.optim.Adam(
             self.generator.parameters(), lr=config.learning_rate, betas=(0.0, 0.99), eps=1e-8
         )
@@ -104,6 +104,10 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
         for name in ("generator", "discriminator", "ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
+        # The optimisers bring the rate they were saved with; the configuration decides.
+        for optimiser, rate in ((self.g_optimiser, 1.0), (self.d_optimiser, self.lazy)):
+            for group in optimiser.param_groups:
+                group["lr"] = self.config.learning_rate * rate
 
     def latents(self, rng: torch.Generator) -> Tensor:
         return torch.randn(self.config.batch, self.config.z_dim, generator=rng, device=self.device)

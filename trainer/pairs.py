@@ -89,8 +89,8 @@ def sampled_pairs(
 
     The pairs are kept in ``directory``, under a name made of everything that decides them.
     """
+    from exporter.checkpoints import load_generator
     from trainer.classifier import load
-    from trainer.generator_file import load_generator
 
     hashes = {"generator": file_hash(Path(generator)), "labeller": file_hash(Path(labeller))}
     facts = {"kind": "generator samples", **hashes, "count": count, "seed": seed, "precision": precision}

@@ -111,7 +111,7 @@ def chunks(sample: Sample, sampler: Sampler) -> dict[str, str]:
     """The text chunks of a PNG: enough to draw the same picture again."""
     return {
         "Software": "lace-engine",
-        "Condition": str(sample.condition or ""),
+        "Condition": "" if sample.condition is None else str(sample.condition),
         "Seed": str(sample.seed),
         "Truncation": repr(sampler.psi(sample.request)),
         "Bundle": sampler.bundle.hash,

@@ -71,8 +71,6 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
-        # Denormal numbers cost a hundred times a normal multiplication and carry nothing here.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         path = self.bundle.graph(graph)
         try:
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,7 @@ Rows are in lockstep only in that they share calls of the field; time, step, err
 """
 
 from dataclasses import fields
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from numpy import ndarray as Array
 
@@ -23,6 +23,8 @@ from engine.solvers.tableaus import TABLEAUS
 
 
 class Solver(Protocol):
+    __dataclass_fields__: ClassVar[dict]
+
     def begin(self, flow: Flow, batch: Batch, rows: Array) -> None: ...
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None: ...
 
@@ -35,8 +37,15 @@ SOLVERS = {
 }
 
 
-def make_solver(name: str, **settings) -> Solver:
-    """The solver ``name`` with the settings that are not None.  Raises SolveError on a name or setting it lacks."""
+def make_solver(name: str | Solver, **settings) -> Solver:
+    """The solver ``name`` with the settings that are not None, or a solver as it is.
+
+    Raises SolveError on a name or setting it lacks.
+    """
+    if not isinstance(name, str):
+        if any(value is not None for value in settings.values()):
+            raise SolveError("settings go into the solver record itself, or beside a solver's name")
+        return name
     if name not in SOLVERS:
         raise SolveError(f"there is no solver {name!r}; known are: {', '.join(SOLVERS)}")
     kind, fixed = SOLVERS[name]

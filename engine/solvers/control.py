@@ -3,8 +3,9 @@
 import numpy as np
 from numpy import ndarray as Array
 
-# Steps of the rest of a budget grow by this factor: the flow gets slower towards its end.
-BUDGET_GROWTH = 1.25
+# Steps of the rest of a budget grow by this factor. Nearly equal steps: on trained worlds with rare combinations 1.25
+# left the last steps so long that the mean energy was 1.2 instead of 0.24; 1.02 to 1.06 stay within 15 % of it.
+BUDGET_GROWTH = 1.05
 
 
 def error_norm(error: Array, before: Array, after: Array, rtol: float, atol: float) -> Array:

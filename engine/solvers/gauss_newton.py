@@ -1,7 +1,7 @@
 """The default solver: a Gauss-Newton exponential step, one evaluation each.
 
 Near z the flow is ``dz/dtau = F + A (x - z)`` with A = -(J^T C J + lambda I): J the logits' Jacobian, C the
-curvature of -log p in the logits, lambda from ``near``. A has the rank of the few logits that a condition
+curvature of -log p in the logits, lambda for ``near``. A has the rank of the few logits that a condition
 reads, and holds all the stiffness, so that the linear flow is solved with an r x r system where an explicit
 method has to crawl. The exponential's phi function is replaced by the rational one of the two-stage L-stable
 method with gamma = 1 - 1/sqrt(2):
@@ -36,6 +36,11 @@ SAFETY, SHRINK, GROW, EXPONENT = 0.9, 0.2, 5.0, 0.5
 # The last of the fixed steps is this many times the first: the flow is fast at the start only.
 FIXED_SPREAD = 24.0
 SMALLEST_STEP = 1e-10
+# near's Hessian is 2k (I + M^T M), M = dw/dz, which has full rank. M^T M is taken as this multiple of I, less 1: too
+# large a multiple damps the steps, one below half of the true stretch makes them unstable. Mean energy of 8
+# edits on one random world, 32 evaluations, multiples 1, 5, 17, against dopri5 at 1e-3: near(0.04) 4.0, 4.0, 4.2 (3.9);
+# near(1) 17, 10, 9.0 (8.7); near(10) 732, 11.7, 11.5 (11.6). Not measured on a trained mapping.
+NEAR_STRETCH = 5.0
 
 
 class Linear:
@@ -49,9 +54,9 @@ class Linear:
         self.scale = 1 / (1 + c * shift)
         c = (c * self.scale)[:, None, None]
         gram = np.matmul(jacobian, jacobian.swapaxes(1, 2)).astype(float)
-        # Woodbury: (I + c J^T C J)^-1 = I - J^T (I + c C G)^-1 c C J; the system is never singular.
+        # Woodbury: (I + c J^T C J)^-1 = I - J^T (I + c C G)^-1 c C J; the system is singular by rounding only.
         system = np.eye(jacobian.shape[1]) + c * np.matmul(curvature, gram)
-        self.core = np.linalg.solve(system, c * curvature)
+        self.core = solve_each(system, c * curvature)
 
     def project(self, x: Array) -> Array:
         """J x: (m, d) -> (m, r, 1) float64."""
@@ -70,6 +75,16 @@ class Linear:
         """A x."""
         inner = self.expand(np.matmul(self.curvature, self.project(x)), x.dtype)
         return -(inner + self.shift[:, None].astype(x.dtype) * x)
+
+
+def solve_each(systems: Array, right: Array) -> Array:
+    """np.linalg.solve, but a system that is singular in double precision gives not-a-number for its own row."""
+    try:
+        return np.linalg.solve(systems, right)
+    except np.linalg.LinAlgError:
+        if len(systems) == 1:
+            return np.full_like(right, np.nan)
+        return np.concatenate([solve_each(systems[i : i + 1], right[i : i + 1]) for i in range(len(systems))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +128,7 @@ class GaussNewton:
         for part, r in batch.by_columns(rows):
             some = rows[part]
             linear = Linear(batch.jacobian[some, :r], batch.curvature[some, :r, :r],
-                            2 * batch.near[some], GAMMA * h[part])  # fmt: skip
+                            2 * NEAR_STRETCH * batch.near[some], GAMMA * h[part])  # fmt: skip
             powers = [linear.solve(gradient[part])]
             for _ in range(2):
                 powers.append(linear.solve(powers[-1]))

@@ -79,8 +79,9 @@ class PredictorCorrector:
     snr: float = 0.16
 
     def __post_init__(self):
-        if self.steps < 2 or self.corrections < 0 or self.snr <= 0:
-            raise SolveError("predictor-corrector needs steps >= 2, corrections >= 0 and snr > 0")
+        # The largest rate is BETA[1] / steps, and sqrt(1 - rate) must exist.
+        if self.steps < BETA[1] or self.corrections < 0 or self.snr <= 0:
+            raise SolveError(f"predictor-corrector needs steps >= {BETA[1]:g}, corrections >= 0 and snr > 0")
 
     def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
         """Nothing to prepare."""
