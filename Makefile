@@ -7,7 +7,7 @@ TORCH  := torch==2.13.0
 # The CPU build of torch is a tenth of the size of the default one on Linux. Its index is used where it answers.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test test-all lint eval clean
+.PHONY: setup demo demo-bundle test test-all lint eval clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,15 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The demo world from nothing: hours on a CPU; every step resumes or starts again on its own. See docs/training.md.
+demo-bundle: setup
+	$(BIN)/lace-train gan --data render:40000 --size 64 --pictures 400000 --out runs/gan
+	$(BIN)/lace-train classifier --role labeller --out runs/labeller.safetensors
+	$(BIN)/lace-train classifier --role judge --out runs/judge.safetensors
+	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --labeller runs/labeller.safetensors --out runs/heads
+	$(BIN)/lace-export --gan runs/gan/generator.safetensors --heads runs/heads/*.safetensors --name faces \
+	    --truncation 1 --out runs/demo.lace --overwrite
 
 # The numbers of the README: is the condition met, according to an image classifier that had no part in the training?
 eval: setup

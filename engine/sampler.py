@@ -21,7 +21,7 @@ from engine.flow import Flow
 from engine.grammar import parse
 from engine.requests import Request, Sample, Wanted, as_requests
 from engine.runtimes import open_runtime
-from engine.solvers import Solver, make_solver
+from engine.solvers import SOLVERS, Solver, make_solver
 from engine.tape import Tape, lower
 from kernels.noise import normals
 
@@ -71,8 +71,10 @@ class Sampler:
                  atol: float | None = None, steps: int | None = None, max_evaluations: int | None = None,
                  clock: str | None = None, logic: str = "product", temperature: float = 1.0,
                  truncation: float | None = None, threads: int = 0):  # fmt: skip
-        if capacity < 1:
-            raise SolveError(f"capacity must be at least 1, not {capacity}")
+        if not isinstance(capacity, int) or capacity < 1:
+            raise SolveError(f"capacity must be an integer of at least 1, not {capacity!r}")
+        if truncation is not None and not np.isfinite(truncation):
+            raise SolveError(f"truncation must be a finite number, not {truncation!r}")
         self.bundle = find_bundle(bundle)
         given = {"rtol": rtol, "atol": atol, "steps": steps, "max_evaluations": max_evaluations, "clock": clock}
         self.solver = make_solver(solver, **given)
@@ -276,7 +278,8 @@ def described(solver: Solver) -> str:
     """A solver's name and its settings."""
     values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
     tableau = values.pop("tableau", None)
-    name = type(solver).__name__ if tableau is None else tableau.name
+    kinds = {kind: name for name, (kind, fixed) in SOLVERS.items() if not fixed}
+    name = kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name
     return f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"
 
 

@@ -1,5 +1,6 @@
 """Generators from files: recognises what a checkpoint holds by its content and hands it to the right converter."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def from_safetensors(data: bytes) -> Parts:
     if text is None:
         raise CheckpointError(f"it is a safetensors file without a generator of `lace-train gan`; {SUPPORTED}")
     return stylegan2_parts(safetensors.numpy.load(data), source="lace-train")
+
+
+def training_record(path: Path) -> dict:
+    """What our own trainer wrote into its generator file: configuration, pictures seen, seconds. Else nothing."""
+    archive = read_archive(path)
+    text = safetensors_metadata(archive.content).get(GENERATOR_METADATA) if archive.container == "safetensors" else None
+    return {"training": json.loads(text)} if text else {}
 
 
 def any_module(content: dict) -> bool:

@@ -29,7 +29,7 @@ from engine.bundle import (
 )  # fmt: skip
 from engine.errors import BundleError
 from engine.verify import PARTS, Check
-from exporter.checkpoints import load_generator
+from exporter.checkpoints import load_generator, training_record
 from exporter.contents import check_heads, field_tensors, generator_facts, head_tensors, records, rename, versions
 from exporter.field_graphs import write_field_graphs
 from exporter.generators.stylegan2 import LOWERINGS
@@ -69,7 +69,7 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
     source = {}
     if path is not None:
         progress("reading the generator")
-        gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path)}
+        gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path), **training_record(path)}
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation)
     stacks = read_heads(heads, labels)
     check_heads(stacks, facts)

@@ -63,7 +63,9 @@ def add_gan(parser: argparse.ArgumentParser) -> None:
     add("--pictures", type=natural, default=2_000_000, help="how many pictures to train on (2000000)")
     add("--batch", type=natural, default=32, help="pictures per step (32)")
     add("--channels", type=widths, metavar="N,N,...", help="widths at 4, 8, 16, ... pixels (128,128,96,64,32 for 64)")
-    add("--gamma", type=float, default=0.5, help="weight of the R1 penalty (0.5)")
+    add("--gamma", type=float, default=0.1, help="weight of the R1 penalty (0.1)")
+    add("--rate", type=float, default=2.5e-3, help="learning rate of Adam; a resumed run may lower it (2.5e-3)")
+    add("--noise", action="store_true", help="per-pixel noise in the generator, for pictures with random detail")
     add("--precision", choices=("fp32", "bf16"), default="bf16", help="from 8x8 upwards (bf16)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add("--every", type=natural, default=250, help="steps between checkpoints (250)")
@@ -126,8 +128,10 @@ def train_gan(options: argparse.Namespace, report: Report) -> dict:
     if len(channels) != len(sizes):
         raise LaceError(f"--channels gives {len(channels)} widths; expected {len(sizes)}, for {sizes} pixels")
     seed = options.seed or 0
-    config = GanConfig(channels=dict(zip(sizes, channels, strict=True)), batch=options.batch, r1_gamma=options.gamma,
-                       precision=options.precision, seed=seed)  # fmt: skip
+    config = GanConfig(
+        channels=dict(zip(sizes, channels, strict=True)), batch=options.batch, r1_gamma=options.gamma,
+        learning_rate=options.rate, noise=options.noise, precision=options.precision, seed=seed,
+    )  # fmt: skip
     data = source(options.data, options.size, seed + 1, options.out)
     training = train(config, data, options.out, pictures=options.pictures, device=options.device,
                      every=options.every, progress=report)  # fmt: skip

@@ -45,7 +45,7 @@ class GanConfig:
     channels: dict[int, int] = field(default_factory=lambda: {4: 128, 8: 128, 16: 128, 32: 96, 64: 48})
     batch: int = 32
     learning_rate: float = 2.5e-3
-    r1_gamma: float = 0.5
+    r1_gamma: float = 0.1
     r1_interval: int = 16
     style_mixing: float = 0.9
     ema_pictures: float = 10_000.0
