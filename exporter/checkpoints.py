@@ -60,8 +60,10 @@ def from_safetensors(data: bytes) -> Parts:
 
 def training_record(path: Path) -> dict:
     """What our own trainer wrote into its generator file: configuration, pictures seen, seconds. Else nothing."""
-    archive = read_archive(path)
-    text = safetensors_metadata(archive.content).get(GENERATOR_METADATA) if archive.container == "safetensors" else None
+    with open(path, "rb") as file:
+        if file.read(9)[8:] != b"{":
+            return {}
+    text = safetensors_metadata(path.read_bytes()).get(GENERATOR_METADATA)
     return {"training": json.loads(text)} if text else {}
 
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -58,12 +59,29 @@ def write_json(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def worst_of_each(checks: Sequence[Check]) -> list[Check]:
+    """One row for what is checked for every attribute: the worst one, by name. Failures are all shown."""
+    shown: list[Check] = []
+    groups: dict[str, list[Check]] = {}
+    for check in checks:
+        attribute, dot, kind = check.name.partition(".")
+        if dot and check.passed:
+            groups.setdefault(kind, []).append(check)
+        else:
+            shown.append(check)
+    for kind, members in groups.items():
+        worst = max(members, key=lambda check: check.error or 0.0)
+        name = f"{kind}, worst of {len(members)}: {worst.name.partition('.')[0]}" if len(members) > 1 else worst.name
+        shown.append(replace(worst, name=name))
+    return shown
+
+
 def checks_table(checks: Sequence[Check]) -> Table:
     table = Table(title="answers against the original network", title_justify="left")
     for column, justify in (("check", "left"), ("found", "right"), ("floor", "right"), ("", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     verdicts = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: "[yellow]not checked[/]"}
-    for check in checks:
+    for check in worst_of_each(checks):
         found = "" if check.error is None else f"{check.error:.3g}"
         sign = ">=" if check.name.endswith("psnr") else "<="
         table.add_row(check.name, found, f"{sign} {check.floor:.3g}", verdicts[check.passed])
