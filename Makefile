@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup
 	$(BIN)/lace-sample demo "smile & ~glasses & haircolor=blond" --count 16 --seed 0 --out out/demo --overwrite
-	$(BIN)/lace-edit demo --seed 4 "yaw=0.75" "smile" "glasses" "age=0.8" --out out/edit --overwrite
+	$(BIN)/lace-edit demo --seed 2 "smile" "yaw=0.7" "hat" "age=0.7" --out out/edit --overwrite
 	@echo "Look at out/demo/grid.png and out/edit/strip.png"
 
 test: setup

@@ -26,6 +26,8 @@ from engine.tape import Tape, lower
 from kernels.noise import normals
 
 DEMO = "demo"
+# Streams of a seed: 0 is z, the next ones the solvers' noise, and from here on the noise inputs of the synthesis.
+NOISE_STREAM = 2**63
 
 
 def find_bundle(bundle: str | os.PathLike | Bundle) -> Bundle:
@@ -157,11 +159,18 @@ class Sampler:
             return samples
         num_ws = self.bundle.generator.num_ws
         ws = np.stack([np.broadcast_to(s.w, (num_ws, len(s.w))) if s.ws is None else s.ws for s in samples])
-        images = self.runtime.synthesize(np.ascontiguousarray(ws, np.float32))
+        images = self.runtime.synthesize(np.ascontiguousarray(ws, np.float32), self.noises(samples))
         # 8-bit as StyleGAN defines it: x 127.5 + 128, cut off at both ends.
         pixels = np.clip(images * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8)
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
         return [replace(sample, image=image) for sample, image in zip(samples, pixels, strict=True)]
+
+    def noises(self, samples: Sequence[Sample]) -> dict[str, Array]:
+        """Noise inputs (rows, 1, r, r), where the bundle has them: a function of each sample's seed."""
+        return {
+            name: np.stack([normals(s.seed, NOISE_STREAM + i, side**2).reshape(1, side, side) for s in samples])
+            for i, (name, side) in enumerate(self.runtime.noise_inputs().items())
+        }
 
     def psi(self, request: Request) -> float:
         return self.truncation if request.truncation is None else request.truncation

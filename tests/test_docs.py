@@ -6,10 +6,8 @@ import json
 import re
 import runpy
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,6 @@ from engine.grammar import parse
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-MADE_LATER = {"docs/demo.png"}
 COMMANDS = {
     "lace-sample": "engine.cli.sample",
     "lace-edit": "engine.cli.edit",
@@ -64,29 +61,6 @@ def named(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
-    """A folder with a tiny bundle called demo, which has the attributes of the real one."""
-    from exporter.export import export
-    from tests import tiny
-    from trainer.faces.factors import ATTRIBUTES
-
-    stacks = []
-    for i, attribute in enumerate(ATTRIBUTES):
-        stack = tiny.stack(attribute.name, {attribute.name: len(attribute.classes) or 1}, seed=i)
-        stacks.append(replace(stack, attributes=(replace(stack.attributes[0], classes=attribute.classes),)))
-    folder = tmp_path_factory.mktemp("docs")
-    export(tiny.parts(), stacks, out=folder / "demo")
-    return folder
-
-
-@pytest.fixture
-def beside_demo(demo, tmp_path, monkeypatch):
-    """The working directory is a new one in which "demo" is the tiny bundle."""
-    shutil.copytree(demo / "demo", tmp_path / "demo")
-    monkeypatch.chdir(tmp_path)
-
-
 def test_conditions_of_the_language_reference_parse():
     (block,) = blocks(ROOT / "docs/conditions.md", "text conditions")
     for line in block.splitlines():
@@ -94,13 +68,15 @@ def test_conditions_of_the_language_reference_parse():
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)
-def test_python_of_the_pages_runs(page, beside_demo):
+def test_python_of_the_pages_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for i, block in enumerate(blocks(page, "python")):
         exec(compile(block, f"{page.name}, block {i + 1}", "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=named)
-def test_examples_run_and_are_short(example, beside_demo, monkeypatch):
+def test_examples_run_and_are_short(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert len(example.read_text(encoding="utf-8").splitlines()) <= 30
     monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")
@@ -110,7 +86,7 @@ def test_examples_run_and_are_short(example, beside_demo, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if not re.match(r"[a-z]+:", target) and target not in MADE_LATER:
+        if not re.match(r"[a-z]+:", target):
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 

@@ -10,7 +10,9 @@ from engine import BackendError, ConditionError, LaceError, Request, Sampler, So
 from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.runtimes import RUNTIMES
 from engine.runtimes.onnxruntime import OnnxRuntime
+from exporter.export import export
 from kernels.noise import normals
+from tests import tiny
 from tests.worlds import head_tensors, mapping_tensors, random_world, write_bundle
 
 DIM = 32
@@ -402,3 +404,13 @@ def test_a_request_is_a_value_that_solving_does_not_change(sampler):
     request = Request("age=0.9", z=z)
     sampler.solve([request, replace(request, seed=3)])
     assert np.array_equal(z, normals(4, 0, DIM))
+
+
+def test_noise_inputs_come_from_the_seed(tmp_path):
+    bundle = export(tiny.parts(), tiny.heads(), out=tmp_path / "noisy.lace", noise="input")
+    sampler = Sampler(bundle, threads=1)
+    assert sorted(sampler.runtime.noise_inputs()) == ["noise.1", "noise.2"]
+    z = np.full(16, 0.5, np.float32)
+    first, again, other = (sampler.sample(Request(None, seed=seed, z=z))[0].image for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)

@@ -64,7 +64,7 @@ def worst_of_each(checks: Sequence[Check]) -> list[Check]:
     shown: list[Check] = []
     groups: dict[str, list[Check]] = {}
     for check in checks:
-        attribute, dot, kind = check.name.partition(".")
+        _, dot, kind = check.name.partition(".")
         if dot and check.passed:
             groups.setdefault(kind, []).append(check)
         else:

@@ -56,8 +56,15 @@ class Runtime(Protocol):
         """
         ...
 
-    def synthesize(self, ws: Array) -> Array:
-        """ws (rows, num_ws, w_dim) float32 -> images (rows, channels, R, R) float32, about [-1, 1]."""
+    def noise_inputs(self) -> dict[str, int]:
+        """The synthesis' noise inputs and their sides in pixels; none unless exported with ``--noise input``."""
+        ...
+
+    def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
+        """ws (rows, num_ws, w_dim) float32 -> images (rows, channels, R, R) float32, about [-1, 1].
+
+        noises   {name: (rows, 1, r, r)} for the noise inputs; without it they are zero
+        """
         ...
 
 

@@ -80,17 +80,17 @@ class OnnxRuntime:
     def field(self, space: str = "z") -> OnnxField:
         return OnnxField(self, space)
 
-    def synthesize(self, ws: Array) -> Array:
-        """Noise inputs, where the bundle has them, are zero."""
-        g, session = self.bundle.generator, self.session("synthesis")
+    def noise_inputs(self) -> dict[str, int]:
+        return {node.name: node.shape[-1] for node in self.session("synthesis").get_inputs() if node.name != "ws"}
+
+    def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
+        g, session, sides = self.bundle.generator, self.session("synthesis"), self.noise_inputs()
         images = np.empty((len(ws), g.img_channels, g.resolution, g.resolution), np.float32)
         for first in range(0, len(ws), SYNTHESIS_ROWS):
             rows = slice(first, first + SYNTHESIS_ROWS)
-            part = ws[rows]
-            noises = {
-                n.name: np.zeros((len(part), *n.shape[1:]), np.float32) for n in session.get_inputs() if n.name != "ws"
-            }
-            images[rows] = session.run(["image"], {"ws": part, **noises})[0]
+            n = len(ws[rows])
+            feeds = {k: noises[k][rows] if noises else np.zeros((n, 1, r, r), np.float32) for k, r in sides.items()}
+            images[rows] = session.run(["image"], {"ws": ws[rows], **feeds})[0]
         return images
 
 

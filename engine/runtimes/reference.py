@@ -53,7 +53,10 @@ class ReferenceRuntime:
     def field(self, space: str = "z") -> ReferenceField:
         return ReferenceField(self.bundle, space)
 
-    def synthesize(self, ws: Array) -> Array:
+    def noise_inputs(self) -> dict[str, int]:
+        return {}
+
+    def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
         raise BackendError("runtime 'numpy' only solves; to decode pictures choose runtime='onnxruntime'")
 
 

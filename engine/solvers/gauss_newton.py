@@ -152,9 +152,11 @@ class GaussNewton:
             first = length / np.sum(ratio ** np.arange(self.steps))
             h = np.where(batch.steps[rows] == self.steps - 1, left, first * ratio ** batch.steps[rows])
             return h, np.ones(len(rows), bool)
-        floor = remaining_budget_step(left, self.max_evaluations - batch.evaluations[rows])
+        evaluations = self.max_evaluations - batch.evaluations[rows]
+        floor = remaining_budget_step(left, evaluations)
         wanted = batch.step[rows]
-        return np.minimum(np.maximum(wanted, floor), left), wanted < floor
+        # The last evaluation of the budget is taken as it comes: there is none left to try again with.
+        return np.minimum(np.maximum(wanted, floor), left), (wanted < floor) | (evaluations <= 1)
 
     def decide(self, batch: Batch, rows: Array, trial: Array, point: Point, h: Array, forced: Array,
                error: Array) -> None:  # fmt: skip
