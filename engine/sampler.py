@@ -277,7 +277,7 @@ class Sampler:
 
     def __repr__(self) -> str:
         r = self.runtime
-        return (f"Sampler({str(self.bundle.path)!r}, hash={self.bundle.hash[:12]}, runtime={r.name} {r.version}, "
+        return (f"Sampler({self.bundle.path.name!r}, hash={self.bundle.hash[:12]}, runtime={r.name} {r.version}, "
                 f"device={r.device}, precision={r.precision}, capacity={self.capacity}, "
                 f"solver={described(self.solver)}, logic={self.logic}, "
                 f"temperature={self.temperature}, truncation={self.truncation})")  # fmt: skip

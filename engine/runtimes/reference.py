@@ -12,6 +12,8 @@ from engine.bundle import Bundle
 from engine.errors import BackendError
 from kernels import field as twin
 
+NO_PICTURES = "runtime 'numpy' only solves; to decode pictures choose runtime='onnxruntime'"
+
 
 class ReferenceField:
     def __init__(self, bundle: Bundle, space: str):
@@ -54,10 +56,10 @@ class ReferenceRuntime:
         return ReferenceField(self.bundle, space)
 
     def noise_inputs(self) -> dict[str, int]:
-        return {}
+        raise BackendError(NO_PICTURES)
 
     def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
-        raise BackendError("runtime 'numpy' only solves; to decode pictures choose runtime='onnxruntime'")
+        raise BackendError(NO_PICTURES)
 
 
 def open_bundle(bundle: Bundle, *, threads: int = 0) -> ReferenceRuntime:
