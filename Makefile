@@ -37,12 +37,16 @@ lint: setup
 
 # The demo world from nothing: hours on a CPU; every step resumes or starts again on its own. See docs/training.md.
 demo-bundle: setup
-	$(BIN)/lace-train gan --data render:40000 --size 64 --pictures 400000 --out runs/gan
-	$(BIN)/lace-train classifier --role labeller --out runs/labeller.safetensors
+	for seed in 11 12 13; do \
+	    $(BIN)/lace-train classifier --role labeller --seed $$seed --out runs/labeller-$$seed.safetensors; done
 	$(BIN)/lace-train classifier --role judge --out runs/judge.safetensors
-	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --labeller runs/labeller.safetensors --out runs/heads
+	$(BIN)/lace-train gan --data render:40000 --size 64 --pictures 600_000 --features runs/labeller-12.safetensors \
+	    --out runs/gan
+	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --samples 60_000 --steered 24_576 --rounds 2 \
+	    --labeller runs/labeller-11.safetensors runs/labeller-13.safetensors --epochs 20 --batch 256 --rate 3e-4 \
+	    --out runs/heads
 	$(BIN)/lace-export --gan runs/gan/generator.safetensors --heads runs/heads/*.safetensors --name faces \
-	    --truncation 1 --out runs/demo.lace --overwrite
+	    --out runs/demo.lace --overwrite
 
 # The numbers of the README: is the condition met, according to an image classifier that had no part in the training?
 eval: setup

@@ -1,24 +1,26 @@
-"""The trainer: rendered faces, adversarial training, classifiers, heads, and LACE's data files."""
+"""The trainer: classifiers, heads, LACE's data files, and the command line."""
 
+import copy
 import json
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from engine.bundle import Attribute as BundleAttribute
 from engine.errors import CheckpointError, LaceError
 from exporter.checkpoints import load_generator
 from exporter.heads import FFHQ, load_heads
 from trainer import classifier, cli, heads
-from trainer.data import folder, rendered, save_array, save_atomically, source
-from trainer.faces import ATTRIBUTES, render, sample_factors
+from trainer.data import rendered
+from trainer.faces import ATTRIBUTES
 from trainer.faces.factors import Attribute
 from trainer.gan import GanConfig, train
 from trainer.generator_file import export_generator
 from trainer.lace_data import lace_pairs, read_array
-from trainer.pairs import Pairs, sampled_pairs
+from trainer.pairs import SURE, Labellers, Pairs, sampled_pairs
+from trainer.steered import joined, random_conditions, steered_pairs
 
 SMALL = GanConfig(z_dim=8, w_dim=8, mapping_layers=2, channels={4: 8, 8: 8, 16: 8}, batch=8, r1_interval=2,
                   precision="fp32")  # fmt: skip
@@ -48,105 +50,7 @@ def tiny_classifier(faces):
 @pytest.fixture(scope="module")
 def gan_run(faces, tmp_path_factory):
     directory = tmp_path_factory.mktemp("gan")
-    return directory, train(SMALL, faces[0], directory, pictures=24, every=2)
-
-
-# --- pictures -----------------------------------------------------------------------------------------------------
-
-
-def test_equal_factors_give_equal_pictures():
-    factors = sample_factors(np.random.default_rng(5), 6)
-    whole = render(factors, size=16)
-    assert np.array_equal(whole, render(factors, size=16))
-    # A picture may differ by rounding when its neighbours change the window that it is drawn in, not by more.
-    assert np.abs(whole[2:3].astype(int) - render(factors[2:3], size=16)).max() <= 1
-
-
-def test_rendered_faces_come_with_their_labels_and_are_kept(tmp_path):
-    pictures, labels = rendered(20, 16, 1, tmp_path)
-    assert pictures.shape == (20, 16, 16, 3)
-    assert pictures.dtype == torch.uint8
-    assert labels.shape == (20, len(ATTRIBUTES))
-    for i, attribute in enumerate(ATTRIBUTES):
-        high = len(attribute.classes) - 1 if attribute.kind == "class" else 1
-        assert labels[:, i].min() >= 0
-        assert labels[:, i].max() <= high
-    again, same = rendered(20, 16, 1, tmp_path)
-    assert torch.equal(pictures, again)
-    assert np.array_equal(labels, same)
-    assert [p.name for p in tmp_path.iterdir()] == ["faces-16-20-1.npy"]
-
-
-def test_a_folder_of_pictures_is_cropped_and_resized(tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "wide.png")
-    pictures = folder(tmp_path, 8)
-    assert pictures.shape == (1, 8, 8, 3)
-    assert pictures[0, 0, 0].tolist() == [255, 0, 0]
-    with pytest.raises(LaceError, match="no picture"):
-        folder(tmp_path / "nothing", 8)
-
-
-@pytest.mark.parametrize("spec", ["render:", "render:0", "render:many"])
-def test_a_wrong_source_is_named(spec, tmp_path):
-    with pytest.raises(LaceError, match="render:COUNT"):
-        source(spec, 16, 0, tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "array.npy"
-    save_array(path, np.arange(3))
-
-    def fail(temporary):
-        temporary.write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        save_atomically(path, fail)
-    assert np.array_equal(np.load(path), np.arange(3))
-    assert [p.name for p in tmp_path.iterdir()] == ["array.npy"]
-
-
-# --- the generator ------------------------------------------------------------------------------------------------
-
-
-def test_an_interrupted_training_equals_an_uninterrupted_one(faces, gan_run, tmp_path):
-    train(SMALL, faces[0], tmp_path, pictures=16, every=2)
-    resumed = train(SMALL, faces[0], tmp_path, pictures=24, every=2)
-    assert resumed.step == gan_run[1].step == 3
-    for name, value in gan_run[1].state_dict()["ema"].items():
-        torch.testing.assert_close(resumed.ema.state_dict()[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_a_run_is_not_resumed_with_other_settings(faces, gan_run):
-    with pytest.raises(LaceError, match="start a new directory"):
-        train(replace(SMALL, seed=1), faces[0], gan_run[0], pictures=24)
-
-
-def test_a_damaged_checkpoint_is_reported(faces, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"PK not a zip")
-    with pytest.raises(CheckpointError, match="remove it to start again"):
-        train(SMALL, faces[0], tmp_path, pictures=8)
-
-
-def test_too_few_or_wrong_pictures_are_refused(faces, tmp_path):
-    with pytest.raises(LaceError, match="do not fill a batch"):
-        train(SMALL, faces[0][:4], tmp_path, pictures=8)
-    with pytest.raises(LaceError, match="expected uint8"):
-        train(SMALL, faces[0][:, :8], tmp_path, pictures=8)
-
-
-def test_the_exported_generator_equals_the_average_of_the_run(gan_run, tmp_path):
-    directory, training = gan_run
-    parts = load_generator(export_generator(directory / "checkpoint.pt", tmp_path / "generator.safetensors"))
-    z = torch.randn(2, 8)
-    with torch.no_grad():
-        w = parts.mapping(z)
-        image = parts.synthesis(w[:, None].expand(-1, parts.synthesis.num_ws, -1))
-        torch.testing.assert_close(image, training.ema(z))
-        from_checkpoint = load_generator(directory / "checkpoint.pt")
-        assert torch.equal(from_checkpoint.mapping(z), w)
+    return directory, train(SMALL, faces[0], directory, pictures=8)
 
 
 # --- the classifier -----------------------------------------------------------------------------------------------
@@ -164,7 +68,7 @@ def test_a_classifier_survives_its_file(tiny_classifier, faces, tmp_path):
 
 def test_another_file_is_not_taken_for_a_classifier(gan_run, tmp_path):
     path = export_generator(gan_run[0] / "checkpoint.pt", tmp_path / "generator.safetensors")
-    with pytest.raises(CheckpointError, match="not a classifier"):
+    with pytest.raises(CheckpointError, match="holds no classifier"):
         classifier.load(path)
     path.write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="cannot read"):
@@ -279,7 +183,7 @@ def test_labels_that_cannot_be_are_refused():
 def test_samples_are_labelled_once(gan_run, tiny_classifier, tmp_path):
     generator = export_generator(gan_run[0] / "checkpoint.pt", tmp_path / "generator.safetensors")
     classifier.save(tiny_classifier, tmp_path / "labeller.safetensors")
-    arguments = (generator, tmp_path / "labeller.safetensors")
+    arguments = (generator, Labellers([tmp_path / "labeller.safetensors"]))
     calls = []
     pairs = sampled_pairs(*arguments, count=20, directory=tmp_path, batch=8, progress=lambda *a: calls.append(a))
     assert calls[-1][:2] == (20, 20)
@@ -288,6 +192,61 @@ def test_samples_are_labelled_once(gan_run, tiny_classifier, tmp_path):
     assert np.array_equal(pairs.labels, again.labels)
     more = sampled_pairs(*arguments, count=24, directory=tmp_path, batch=8)
     assert np.array_equal(more.w[:20], pairs.w)
+
+
+def test_several_labellers_give_their_mean_opinion(tiny_classifier, tmp_path):
+    for name, certainty in (("a", 1.0), ("b", 3.0)):
+        member = copy.deepcopy(tiny_classifier)
+        with torch.no_grad():  # sure of the first attributes, not of the others
+            member.out.bias[:10] += certainty * torch.arange(10)
+        classifier.save(member, tmp_path / f"{name}.safetensors")
+    pictures = np.random.default_rng(3).integers(0, 256, (2, 16, 16, 3), np.uint8).repeat(2000, axis=0)
+    both = Labellers([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    labels = both.label(pictures, np.random.default_rng(0))
+    outputs = [member.outputs(pictures[[0, -1]]) for member in both.members]
+    drawn = 0
+    for i, (attribute, (low, high)) in enumerate(zip(both.attributes, tiny_classifier.spans, strict=True)):
+        opinions = torch.stack([output[:, low:high] for output in outputs])
+        mean = (opinions.softmax(dim=-1) if attribute.kind == "class" else opinions).mean(dim=0).numpy()
+        for part, wanted in zip((labels[:2000, i], labels[2000:, i]), mean, strict=True):
+            if attribute.kind == "value":
+                assert part == pytest.approx(wanted[0], abs=1e-5)
+            elif wanted.max() < SURE:
+                assert np.isnan(part).all()
+            else:
+                shares = np.bincount(part.astype(int), minlength=high - low) / len(part)
+                assert np.abs(shares - wanted).max() < 5 * 0.5 / 2000**0.5
+                drawn += 1
+    assert 0 < drawn < 14  # both happen
+
+
+def test_steered_samples_join_the_pairs(gan_run, tiny_classifier, tmp_path):
+    generator = export_generator(gan_run[0] / "checkpoint.pt", tmp_path / "generator.safetensors")
+    classifier.save(tiny_classifier, tmp_path / "labeller.safetensors")
+    labellers = Labellers([tmp_path / "labeller.safetensors"])
+    pairs = sampled_pairs(generator, labellers, count=200, directory=tmp_path).select(["smile", "age"])
+    trained = heads.train_heads(pairs, heads.HeadsConfig(up_dim=4, epochs=1))
+    steered = steered_pairs(generator, trained.stacks, labellers, count=70, seed=1)
+    assert steered.w.shape == (70, pairs.w.shape[1])
+    again = steered_pairs(generator, trained.stacks, labellers, count=70, seed=1)
+    assert np.array_equal(steered.w, again.w)
+    both = joined(pairs, steered)
+    assert both.source["steered"] == 70
+    assert np.array_equal(both.w[70:], pairs.w)
+    assert np.array_equal(both.labels[:70], steered.select(["smile", "age"]).labels)
+
+
+def test_random_conditions_ask_for_all_classes_and_values_alike():
+    smile = BundleAttribute("smile", "class", "smile", (0, 2), ("no", "yes"))
+    age = BundleAttribute("age", "value", "age", (0, 1), range=(0.2, 0.9))
+    asked = random_conditions([smile, age], 6400, np.random.default_rng(0))
+    leaves = [leaf for condition in asked for leaf in getattr(condition, "parts", (condition,))]
+    classes = [leaf.choice for leaf in leaves if leaf.name == "smile"]
+    values = np.array([leaf.choice for leaf in leaves if leaf.name == "age"])
+    assert len(asked) == 6400
+    assert abs(classes.count("yes") / len(classes) - 0.5) < 0.05
+    assert 0.2 <= values.min() < 0.21 and 0.89 < values.max() <= 0.9  # noqa: PT018
+    assert abs(np.mean(values) - 0.55) < 0.02
 
 
 # --- LACE's data files --------------------------------------------------------------------------------------------
@@ -362,7 +321,7 @@ def test_the_command_line_trains_heads(ffhq, capsys):
 def test_the_command_line_trains_a_generator(tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["gan", "--data", "render:32", "--size", "16", "--channels", "8,8,8", "--batch", "8", "--pictures",
-                     "8", "--out", str(out), "--threads", "1", "--json"]) == 0  # fmt: skip
+                     "8", "--out", str(out), "--fid-samples", "0", "--threads", "1", "--json"]) == 0  # fmt: skip
     facts = json.loads(capsys.readouterr().out)
     assert facts["pictures"] == 8
     assert load_generator(facts["generator"]).facts.resolution == 16
@@ -375,6 +334,9 @@ def test_the_command_line_trains_a_generator(tmp_path, capsys):
         (["gan", "--data", "render:8", "--out", "y", "--size", "48"], "power of two"),
         (["gan", "--data", "render:8", "--out", "y", "--channels", "8,8"], "expected 5"),
         (["gan", "--data", "render:8", "--out", "y", "--size", "16", "--batch", "16"], "do not fill a batch"),
+        (["gan", "--data", "render:8", "--out", "y", "--ada-flips"], "give --ada"),
+        (["gan", "--data", "render:8", "--out", "y", "--tf32"], "leave one of them out"),
+        (["score", "--gan", "nowhere.pt"], "nowhere.pt"),
         (["heads", "--lace-data", "nowhere", "--dataset", "ffhq", "--out", "y"], "there is no file"),
     ],
 )

@@ -5,7 +5,6 @@ attribute heads are trained. The *judge* measures how often a request was met; i
 has another shape and another seed, and no part in training the heads.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -14,14 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.errors import CheckpointError
-from trainer.data import save_atomically
 from trainer.faces.factors import ATTRIBUTES, Attribute
+from trainer.weights import fill, read_weights, round_weights, save_weights
 
 FORMAT = "lace-engine classifier"
 VALUE_SIGMA = 0.1  # puts the squared error of a value on the scale of a cross-entropy
@@ -95,9 +91,12 @@ class Classifier(nn.Module):
         ends = np.cumsum([len(a.classes) or 1 for a in self.attributes]).tolist()
         return list(zip([0, *ends], ends, strict=False))
 
+    def maps(self, picture: Tensor) -> Tensor:
+        """What the last stage sees, (n, widths[-1], side, side)."""
+        return self.blocks(F.relu(self.stem_norm(self.stem(picture))))
+
     def forward(self, picture: Tensor) -> Tensor:
-        x = F.relu(self.stem_norm(self.stem(picture)))
-        return self.out(self.blocks(x).flatten(1)).float()
+        return self.out(self.maps(picture).flatten(1)).float()
 
     def labels(self, outputs: Tensor) -> Tensor:
         """outputs (n, columns) -> labels (n, attributes): index of the likeliest class, or the value."""
@@ -108,13 +107,16 @@ class Classifier(nn.Module):
         return torch.stack(columns, dim=1)
 
     @torch.inference_mode()
-    def predict(self, pictures: Tensor | np.ndarray, *, batch: int = 256) -> np.ndarray:
-        """Labels (n, attributes) float32 of pictures: uint8 (n, R, R, 3), or float (n, 3, R, R) in about [-1, 1]."""
+    def outputs(self, pictures: Tensor | np.ndarray, *, batch: int = 256) -> Tensor:
+        """Outputs (n, columns) for pictures: uint8 (n, R, R, 3), or float (n, 3, R, R) in about [-1, 1]."""
         pictures = torch.as_tensor(pictures)
         device = self.out.weight.device
         self.eval()
-        parts = [self.labels(self(as_input(p.to(device)).clamp(-1, 1))) for p in pictures.split(batch)]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat([self(as_input(p.to(device)).clamp(-1, 1)) for p in pictures.split(batch)])
+
+    def predict(self, pictures: Tensor | np.ndarray, *, batch: int = 256) -> np.ndarray:
+        """Labels (n, attributes) float32 of pictures, see ``outputs``."""
+        return self.labels(self.outputs(pictures, batch=batch)).cpu().numpy()
 
 
 def as_input(pictures: Tensor) -> Tensor:
@@ -231,42 +233,22 @@ def one_cycle(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-@torch.no_grad()
-def round_weights(model: Classifier) -> None:
-    """Round matrices and kernels to what the file will hold (float16), so that the scores describe the file."""
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.copy_(parameter.half().float())
-
-
 def save(model: Classifier, path: Path) -> None:
     """Write a safetensors file: kernels in float16, the rest in float32, the facts as JSON in the metadata."""
     facts = {
         "format": FORMAT, "version": 1, "shape": asdict(model.shape),
         "attributes": [asdict(a) for a in model.attributes], **model.metadata,
     }  # fmt: skip
-    state = {k: v.half() if v.ndim > 1 else v for k, v in model.state_dict().items() if "num_batches" not in k}
-    state = {k: v.contiguous() for k, v in state.items()}
-    data = to_bytes(state, metadata={"lace": json.dumps(facts)})
-    save_atomically(Path(path), lambda p: p.write_bytes(data))
+    save_weights(model, path, facts)
 
 
 def load(path: Path) -> Classifier:
     """Read what ``save`` wrote; ``metadata`` holds the facts."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("lace", "{}"))
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"cannot read the classifier {path}: {error}; train one with lace-train") from error
-    if facts.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a classifier; expected a file of `lace-train classifier`")
+    facts, state = read_weights(path, FORMAT)
     shape = facts["shape"]
     attributes = tuple(Attribute(a["name"], a["kind"], tuple(a["classes"])) for a in facts["attributes"])
     shape = Shape(tuple(shape["widths"]), tuple(shape["depths"]), shape["stem"], shape["size"])
     model = Classifier(shape, attributes)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or any("num_batches" not in key for key in missing):
-        raise CheckpointError(f"{path} lacks or has surplus tensors: {sorted(missing)[:3]}, {sorted(unexpected)[:3]}")
+    fill(model, state, path)
     model.metadata = {k: v for k, v in facts.items() if k not in ("format", "version", "shape", "attributes")}
-    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model

@@ -1,60 +1,36 @@
 """Adversarial training of a StyleGAN2: ``lace-train gan``.
 
-Non-saturating logistic loss, lazy R1 on real pictures, an exponential moving average of the generator,
-style mixing and minibatch standard deviation, as in Karras et al., CVPR 2020. Every step draws its
-randomness from (seed, step), so that a run that was interrupted and resumed equals one that was not, up to
-the arithmetic of the machine.
+Logistic loss, lazy R1 and path-length regularisation, an exponential moving average of the generator, style mixing
+and minibatch standard deviation, as in Karras et al., CVPR 2020; adaptive augmentation as in Karras et al., NeurIPS
+2020. Every step draws its randomness from (seed, step), so that a run that was interrupted and resumed equals one that
+was not, up to the arithmetic of the machine.
 """
 
 import copy
-import json
-import logging
 import pickle
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from engine.errors import CheckpointError, LaceError
+from engine.errors import BackendError, CheckpointError, LaceError
 from exporter.generators.stylegan2 import Generator, Mapping, Synthesis
-from trainer.data import save_atomically
+from trainer.ada import Augmentation
+from trainer.classifier import Classifier
 from trainer.discriminator import Discriminator
+from trainer.feature_discriminator import R1_GAMMA, FeatureDiscriminator
+from trainer.gan_config import MAY_CHANGE, GanConfig
+from trainer.gan_losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
+from trainer.gan_record import Fid, machine, record
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class GanConfig:
-    """What decides the result of a run.
-
-    channels   {resolution: width}, the same for both networks
-    noise      per-pixel noise in the generator: for data with random detail (hair, skin); it only stipples
-               pictures that have none
-    """
-
-    z_dim: int = 128
-    w_dim: int = 128
-    mapping_layers: int = 8
-    channels: dict[int, int] = field(default_factory=lambda: {4: 128, 8: 128, 16: 128, 32: 96, 64: 48})
-    batch: int = 32
-    learning_rate: float = 2.5e-3
-    r1_gamma: float = 0.1
-    r1_interval: int = 16
-    style_mixing: float = 0.9
-    ema_pictures: float = 10_000.0
-    noise: bool = False
-    precision: str = "bf16"
-    seed: int = 0
-
-
+FEATURES_RATE = 2e-3  # learning rate of the feature discriminator
+PATH_INTERVAL, PATH_DECAY = 4, 0.01  # steps between two path penalties; memory of their mean length
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NETWORKS = ("generator", "discriminator", "ema", "g_optimiser", "d_optimiser")
 
 
 def build_generator(config: GanConfig) -> Generator:
@@ -63,15 +39,18 @@ def build_generator(config: GanConfig) -> Generator:
     return Generator(mapping, Synthesis(config.w_dim, config.channels, use_noise=config.noise))
 
 
-# Settings that a resumed run may change: neither the shape of the networks nor the meaning of a step hangs on them.
-MAY_CHANGE = ("precision", "learning_rate", "r1_gamma", "style_mixing", "ema_pictures")
-
-
 class Training:
-    """The networks, their optimisers and the count of steps; everything a checkpoint holds."""
+    """The networks, their optimisers and the count of steps; everything a checkpoint holds.
 
-    def __init__(self, config: GanConfig, device: str = "cpu"):
-        self.config, self.device, self.step, self.seconds = config, torch.device(device), 0, 0.0
+    best_fid   of the generator in best.pt, infinite if there is none
+    fid_at     pictures at which the distance was last measured
+    features   the feature discriminator, if the configuration gives it a weight
+    """
+
+    def __init__(self, config: GanConfig, device: str = "cpu", classifier: Classifier | None = None):
+        self.config, self.device, self.step, self.seconds = config, usable(device), 0, 0.0
+        self.best_fid, self.fid_at = float("inf"), 0
+        self.path_mean = torch.zeros([], device=self.device)
         layout = torch.channels_last
         self.generator = build_generator(config).to(self.device).to(memory_format=layout)
         self.discriminator = Discriminator(config.channels).to(self.device).to(memory_format=layout)
@@ -79,14 +58,40 @@ class Training:
         dtype = DTYPES[config.precision]
         self.generator.synthesis.set_precision(dtype)
         self.discriminator.dtype = dtype
-        self.lazy = lazy = config.r1_interval / (config.r1_interval + 1)
-        self.g_optimiser = torch.optim.Adam(
-            self.generator.parameters(), lr=config.learning_rate, betas=(0.0, 0.99), eps=1e-8
-        )
-        # Lazy regularisation: the discriminator's learning rate and moments are rescaled by k / (k + 1).
-        self.d_optimiser = torch.optim.Adam(
-            self.discriminator.parameters(), lr=config.learning_rate * lazy, betas=(0.0, 0.99**lazy), eps=1e-8
-        )
+        # The penalties differentiate twice, which compiled networks cannot; so each network has two names.
+        self.synthesise: Callable[..., Tensor] = self.generator.synthesis
+        self.discriminate: Callable[[Tensor], Tensor] = self.discriminator
+        self.augmentation = Augmentation(config.ada, flips=config.ada_flips, turns=config.ada_turns)
+        self.g_optimiser = self.adam(self.generator, PATH_INTERVAL if config.path_length else 0)
+        self.d_optimiser = self.adam(self.discriminator, config.r1_interval)
+        self.features = None
+        if config.features:
+            if classifier is None:
+                raise LaceError("a feature discriminator needs a classifier whose features it reads")
+            self.features = FeatureDiscriminator(classifier.to(self.device), dtype).to(self.device)
+            self.f_optimiser = torch.optim.Adam(self.features.parameters(), lr=FEATURES_RATE, betas=(0.0, 0.99))
+
+    def adam(self, network: torch.nn.Module, interval: int) -> torch.optim.Adam:
+        """With a penalty every k = ``interval`` steps, the rate and the moments are rescaled by k / (k + 1)."""
+        lazy = interval / (interval + 1) if interval else 1.0
+        rate = self.config.learning_rate * lazy
+        return torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.99**lazy), eps=1e-8)
+
+    def compile(self) -> None:
+        """Compile both networks for their ordinary passes, now; BackendError if that fails."""
+        try:
+            self.synthesise = torch.compile(self.generator.synthesis, fullgraph=True, dynamic=False)
+            self.discriminate = torch.compile(self.discriminator, fullgraph=True, dynamic=False)
+            synthesis, rows = self.generator.synthesis, self.config.batch
+            ws = torch.zeros(rows, synthesis.num_ws, self.config.w_dim, device=self.device)
+            self.discriminate(self.synthesise(ws, synthesis.random_noises(rows))).sum().backward()
+        except Exception as error:  # torch.compile has no common error
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BackendError(f"torch.compile failed: {reason}; mend that (a C++ compiler, or Triton for a GPU, must "
+                               "be installed) or train without --compile") from error  # fmt: skip
+        finally:
+            for network in (self.generator, self.discriminator):
+                network.zero_grad(set_to_none=True)
 
     @property
     def pictures(self) -> int:
@@ -95,71 +100,112 @@ class Training:
     def state_dict(self) -> dict:
         return {
             "config": asdict(self.config), "step": self.step, "seconds": self.seconds,
-            "generator": self.generator.state_dict(), "discriminator": self.discriminator.state_dict(),
-            "ema": self.ema.state_dict(), "g_optimiser": self.g_optimiser.state_dict(),
-            "d_optimiser": self.d_optimiser.state_dict(),
+            "machine": machine(self.device), "best_fid": self.best_fid, "fid_at": self.fid_at,
+            "path_mean": self.path_mean.item(), "augmentation": self.augmentation.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in (*NETWORKS, *self.extra)},
         }  # fmt: skip
 
+    @property
+    def extra(self) -> tuple[str, ...]:
+        return ("features", "f_optimiser") if self.features else ()
+
     def load_state_dict(self, state: dict) -> None:
+        """Checkpoints of the first version lack the distances, path_mean and augmentation: they are as at the start."""
         self.step, self.seconds = state["step"], state["seconds"]
-        for name in ("generator", "discriminator", "ema", "g_optimiser", "d_optimiser"):
+        self.best_fid, self.fid_at = state.get("best_fid", float("inf")), state.get("fid_at", 0)
+        self.path_mean.fill_(state.get("path_mean", 0.0))
+        if "augmentation" in state:
+            self.augmentation.load_state_dict(state["augmentation"])
+        optimisers = (self.g_optimiser, self.d_optimiser)
+        settings = [(o.param_groups[0]["lr"], o.param_groups[0]["betas"]) for o in optimisers]
+        for name in NETWORKS:
             getattr(self, name).load_state_dict(state[name])
-        # The optimisers bring the rate they were saved with; the configuration decides.
-        for optimiser, rate in ((self.g_optimiser, 1.0), (self.d_optimiser, self.lazy)):
+        # The optimisers bring the settings they were saved with; the configuration decides.
+        for optimiser, (rate, betas) in zip(optimisers, settings, strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = self.config.learning_rate * rate
+                group["lr"], group["betas"] = rate, betas
+        for name in self.extra:  # a run may take it up, or drop it, on its way
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
 
-    def latents(self, rng: torch.Generator) -> Tensor:
-        return torch.randn(self.config.batch, self.config.z_dim, generator=rng, device=self.device)
+    def latents(self, rng: torch.Generator, count: int) -> Tensor:
+        return torch.randn(count, self.config.z_dim, generator=rng, device=self.device)
 
-    def styles(self, rng: torch.Generator) -> Tensor:
-        """ws (batch, num_ws, w_dim); with probability ``style_mixing`` two latents share a picture."""
+    def styles(self, rng: torch.Generator, count: int) -> Tensor:
+        """ws (count, num_ws, w_dim); with probability ``style_mixing`` two latents share a picture."""
         generator, config = self.generator, self.config
-        w = generator.mapping(self.latents(rng))
+        w = generator.mapping(self.latents(rng, count))
         with torch.no_grad():
             generator.mapping.w_avg.lerp_(w.detach().mean(dim=0), 0.002)
         num_ws = generator.synthesis.num_ws
         ws = w[:, None].expand(-1, num_ws, -1)
         if torch.rand([], generator=rng, device=self.device) < config.style_mixing:
             cut = torch.randint(1, num_ws, [], generator=rng, device=self.device)
-            other = generator.mapping(self.latents(rng))[:, None]
+            other = generator.mapping(self.latents(rng, count))[:, None]
             ws = torch.where((torch.arange(num_ws, device=self.device) < cut)[None, :, None], ws, other)
         return ws
 
     def fakes(self, rng: torch.Generator) -> Tensor:
-        ws = self.styles(rng)
-        return self.generator.synthesis(ws, self.generator.synthesis.random_noises(len(ws), rng))
+        ws = self.styles(rng, self.config.batch)
+        fakes = self.synthesise(ws, self.generator.synthesis.random_noises(len(ws), rng))
+        return self.augmentation(fakes, rng)
 
     def train_step(self, reals: Tensor) -> dict[str, float]:
         """One update of each network.  reals (batch, 3, R, R) in [-1, 1]."""
         config = self.config
         rng = torch.Generator(self.device).manual_seed((config.seed << 40) + self.step)
-        reals = reals.contiguous(memory_format=torch.channels_last)
+        reals = self.augmentation(reals.contiguous(memory_format=torch.channels_last), rng)
         with torch.no_grad():
             fakes = self.fakes(rng)
-        real_logits, fake_logits = self.discriminator(reals), self.discriminator(fakes)
-        d_loss = F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+        real_logits, fake_logits = self.discriminate(reals), self.discriminate(fakes)
+        d_loss = discriminator_loss(real_logits, fake_logits)
         self.update(self.d_optimiser, d_loss)
         report = {"d_loss": d_loss.item(), "real": real_logits.mean().item(), "fake": fake_logits.mean().item()}
         if self.step % config.r1_interval == 0:
-            report["r1"] = self.r1_step(reals)
+            penalty = r1_penalty(self.discriminator, reals)
+            self.update(self.d_optimiser, penalty * (config.r1_gamma / 2 * config.r1_interval))
+            report["r1"] = penalty.item()
+        if self.features:
+            report |= self.features_step(self.features, reals, fakes)
 
-        self.discriminator.requires_grad_(False)
-        g_loss = F.softplus(-self.discriminator(self.fakes(rng))).mean()
-        self.update(self.g_optimiser, g_loss)
-        self.discriminator.requires_grad_(True)
+        judges = [self.discriminator, *([self.features] if self.features else [])]
+        for judge in judges:
+            judge.requires_grad_(False)
+        fakes = self.fakes(rng)
+        g_loss = generator_loss(self.discriminate(fakes))
         report["g_loss"] = g_loss.item()
+        if self.features:
+            g_loss = g_loss + config.features * generator_loss(self.features(fakes))
+        self.update(self.g_optimiser, g_loss)
+        for judge in judges:
+            judge.requires_grad_(True)
+        if config.path_length and self.step % PATH_INTERVAL == 0:
+            report["path"] = self.path_step(rng)
+        if config.ada:
+            self.augmentation.adapt(real_logits)
+            report["p"] = self.augmentation.p
         self.step += 1
         self.average()
         return report
 
-    def r1_step(self, reals: Tensor) -> float:
-        """R1 = gamma/2 |grad_x D(x)|^2 on real pictures (Mescheder et al., ICML 2018), every r1_interval steps."""
-        reals = reals.detach().requires_grad_(True)
-        gradient = torch.autograd.grad(self.discriminator(reals).sum(), reals, create_graph=True)[0]
-        penalty = gradient.float().square().sum(dim=(1, 2, 3)).mean()
-        self.update(self.d_optimiser, penalty * (self.config.r1_gamma / 2 * self.config.r1_interval))
-        return penalty.item()
+    def features_step(self, features: FeatureDiscriminator, reals: Tensor, fakes: Tensor) -> dict[str, float]:
+        """One update of the feature discriminator, with a lazy R1 penalty of its own."""
+        real_logits, fake_logits = features(reals), features(fakes)
+        self.update(self.f_optimiser, discriminator_loss(real_logits, fake_logits))
+        if self.step % self.config.r1_interval == 0:
+            penalty = r1_penalty(features, reals) * (R1_GAMMA / 2 * self.config.r1_interval)
+            self.update(self.f_optimiser, penalty)
+        return {"f_real": real_logits.mean().item(), "f_fake": fake_logits.mean().item()}
+
+    def path_step(self, rng: torch.Generator) -> float:
+        """Pull the lengths of half a batch to their running mean.  returns their mean"""
+        ws = self.styles(rng, max(1, self.config.batch // 2))
+        synthesis = self.generator.synthesis
+        lengths = path_lengths(synthesis(ws, synthesis.random_noises(len(ws), rng)), ws, rng)
+        self.path_mean.lerp_(lengths.detach().mean(), PATH_DECAY)
+        penalty = (lengths - self.path_mean).square().mean()
+        self.update(self.g_optimiser, penalty * (self.config.path_length * PATH_INTERVAL))
+        return lengths.mean().item()
 
     @staticmethod
     def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -178,22 +224,21 @@ class Training:
             average.lerp_(value, 1 - beta)
 
 
-def sheet(generator: Generator, path: Path, *, count: int = 64, psi: float = 1.0, seed: int = 0) -> None:
-    """Write a PNG of uncurated samples, 8 to a row."""
-    rng = torch.Generator().manual_seed(seed)
-    z = torch.randn(count, generator.mapping.z_dim, generator=rng)
-    with torch.no_grad():
-        images = generator(z.to(generator.mapping.w_avg.device), psi=psi).cpu()
-    pixels = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    n, size = 8, pixels.shape[1]
-    grid = pixels.reshape(-1, n, size, size, 3).swapaxes(1, 2).reshape(-1, n * size, 3)
-    save_atomically(path, lambda p: Image.fromarray(grid).save(p, format="PNG"))
+def usable(device: str) -> torch.device:
+    """The device, if it can hold a tensor here; BackendError otherwise."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the second
+        reason = str(error).strip().splitlines()[0]
+        raise BackendError(f"cannot use the device {device!r}: {reason}; expected cpu, cuda or cuda:N") from error
+    return torch.device(device)
 
 
-def resumed(config: GanConfig, checkpoint: Path, device: str = "cpu") -> Training:
+def resumed(config: GanConfig, checkpoint: Path, device: str = "cpu", classifier: Classifier | None = None) -> Training:
     """The run as ``checkpoint`` holds it, or a new one when there is none."""
+    training = Training(config, device, classifier)
     if not checkpoint.exists():
-        return Training(config, device)
+        return training
     try:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         stored = GanConfig(**state["config"])
@@ -201,7 +246,6 @@ def resumed(config: GanConfig, checkpoint: Path, device: str = "cpu") -> Trainin
         raise CheckpointError(f"cannot resume from {checkpoint}: {error}; remove it to start again") from error
     if replace(stored, **{name: getattr(config, name) for name in MAY_CHANGE}) != config:
         raise LaceError(f"{checkpoint} was trained with {stored}; start a new directory for {config}")
-    training = Training(config, device)
     training.load_state_dict(state)
     return training
 
@@ -216,18 +260,24 @@ def check_data(config: GanConfig, data: Tensor) -> None:
 
 def train(
     config: GanConfig, data: Tensor, directory: Path, *, pictures: int, device: str = "cpu", every: int = 250,
+    classifier: Classifier | None = None, fid: Fid | None = None, compiled: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Training:  # fmt: skip
     """Train until ``pictures`` have been seen; resume from ``directory/checkpoint.pt`` when it is there.
 
     data       (n, R, R, 3) uint8
-    directory  receives checkpoint.pt, samples-*.png and log.jsonl
+    directory  receives checkpoint.pt, samples-*.png and log.jsonl; with ``fid`` also best.pt
     every      steps between checkpoints
+    classifier  whose features the feature discriminator reads
+    fid        measures the averaged generator at checkpoints
+    compiled   compile the networks first
     progress   called after every step with (pictures seen, pictures, text)
     """
     check_data(config, data)
     directory.mkdir(parents=True, exist_ok=True)
-    training = resumed(config, directory / "checkpoint.pt", device)
+    training = resumed(config, directory / "checkpoint.pt", device, classifier)
+    if compiled:
+        training.compile()
     start, seen = time.perf_counter() - training.seconds, training.pictures
     began = time.perf_counter()
     while training.pictures < pictures:
@@ -237,22 +287,9 @@ def train(
         report = training.train_step(reals)
         if progress:
             progress(min(training.pictures, pictures), pictures, f"d {report['d_loss']:.2f} g {report['g_loss']:.2f}")
-        if training.step % every == 0 or training.pictures >= pictures:
+        last = training.pictures >= pictures
+        if training.step % every == 0 or last:
             training.seconds = time.perf_counter() - start
-            record(training, directory, report, (training.pictures - seen) / (time.perf_counter() - began))
+            rate = (training.pictures - seen) / (time.perf_counter() - began)
+            record(training, directory, report, rate=rate, fid=fid, last=last)
     return training
-
-
-def record(training: Training, directory: Path, report: dict[str, float], rate: float) -> None:
-    """Checkpoint, sheet of samples, line in the log."""
-    checkpoint = directory / "checkpoint.pt"
-    if not all(np.isfinite(value) for value in report.values()):
-        raise LaceError(f"the training diverged at {training.pictures} pictures: {report}; the last good state is "
-                        f"{checkpoint}; train with --precision fp32 or a lower learning rate")  # fmt: skip
-    save_atomically(checkpoint, lambda p: torch.save(training.state_dict(), p))
-    sheet(training.ema, directory / f"samples-{training.pictures // 10_000 * 10:04d}k.png")
-    line = {"pictures": training.pictures, "seconds": round(training.seconds, 1), "rate": round(rate, 1),
-            **{k: round(v, 4) for k, v in report.items()}}  # fmt: skip
-    log.info(json.dumps(line))
-    with open(directory / "log.jsonl", "a") as file:
-        file.write(json.dumps({**line, "machine": platform.processor() or platform.machine()}) + "\n")

@@ -13,8 +13,11 @@ from trainer.data import save_atomically
 FORMAT = "lace-engine generator"
 
 
-def export_generator(checkpoint: Path, path: Path) -> Path:
-    """Write the averaged weights of ``checkpoint.pt`` to ``path`` (.safetensors, float32), an eighth of its size."""
+def export_generator(checkpoint: Path, path: Path, score: dict | None = None) -> Path:
+    """Write the averaged weights of ``checkpoint.pt`` to ``path`` (.safetensors, float32), an eighth of its size.
+
+    score   what ``trainer.score`` found, for the record in the metadata
+    """
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights, config = {k: v.float().contiguous() for k, v in state["ema"].items()}, state["config"]
@@ -24,6 +27,8 @@ def export_generator(checkpoint: Path, path: Path) -> Path:
         ) from error
     pictures = state["step"] * config["batch"]
     facts = {"format": FORMAT, "version": 1, "config": config, "pictures": pictures, "seconds": state["seconds"]}
+    facts |= {"machine": state["machine"]} if "machine" in state else {}
+    facts |= {"score": score} if score else {}
     data = to_bytes(weights, metadata={GENERATOR_METADATA: json.dumps(facts)})
     save_atomically(Path(path), lambda p: p.write_bytes(data))
     return Path(path)

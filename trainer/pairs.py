@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
+from torch import Tensor
 
 from engine.errors import LaceError
 from trainer.data import save_atomically
@@ -19,6 +20,7 @@ from trainer.faces.factors import Attribute
 Progress = Callable[[int, int, str], None]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SURE = 0.75  # probability of the likeliest class below which several labellers give no label
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,40 +83,85 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Labellers:
+    """One image classifier, or several whose opinions are joined.
+
+    One gives its likeliest class, as in the paper. Several give a class drawn from the mean of their probabilities, so
+    that a head learns doubt where they disagree instead of one network's mistake; and no class at all where they are
+    not SURE of any, as of the colour of hair under a hat: otherwise a hat becomes a way to every colour. Values are
+    their mean.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        from trainer.classifier import load
+
+        self.hashes = [file_hash(Path(path)) for path in paths]
+        self.members = [load(Path(path)) for path in paths]
+        self.attributes, self.size = self.members[0].attributes, self.members[0].shape.size
+        for path, member in zip(paths, self.members, strict=True):
+            if (member.attributes, member.shape.size) != (self.attributes, self.size):
+                raise LaceError(f"{path} and {paths[0]} do not label the same attributes at the same size; give "
+                                "labellers that were trained alike")  # fmt: skip
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """On rendered faces, by attribute; the members' mean."""
+        found = [member.metadata.get("accuracy", {}) for member in self.members]
+        return {name: float(np.mean([each[name] for each in found])) for name in found[0]} if all(found) else {}
+
+    def label(self, pictures: Tensor | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Labels (n, attributes) float32 of pictures, see ``Classifier.predict``; NaN where they are not sure."""
+        if len(self.members) == 1:
+            return self.members[0].predict(pictures)
+        outputs = [member.outputs(pictures) for member in self.members]
+        columns = []
+        for attribute, (low, high) in zip(self.attributes, self.members[0].spans, strict=True):
+            parts = [output[:, low:high] for output in outputs]
+            if attribute.kind == "class":
+                mean = torch.stack([part.double().softmax(dim=1) for part in parts]).mean(dim=0).cpu().numpy()
+                drawn = (mean.cumsum(axis=1) < rng.random((len(mean), 1))).sum(axis=1).clip(max=high - low - 1)
+                columns.append(np.where(mean.max(axis=1) < SURE, np.nan, drawn))
+            else:
+                columns.append(torch.stack(parts).mean(dim=0)[:, 0].cpu().numpy())
+        return np.stack(columns, axis=1).astype(np.float32)
+
+
 def sampled_pairs(
-    generator: Path, labeller: Path, *, count: int = 40_000, seed: int = 0, directory: Path, batch: int = 64,
+    generator: Path, labellers: Labellers, *, count: int = 40_000, seed: int = 0, directory: Path, batch: int = 64,
     precision: str = "fp32", progress: Progress | None = None,
 ) -> Pairs:  # fmt: skip
-    """``count`` samples of the generator at truncation 1 with constant noise, labelled by the classifier.
+    """``count`` samples of the generator at truncation 1 with constant noise, labelled by the classifiers.
 
     The pairs are kept in ``directory``, under a name made of everything that decides them.
     """
     from exporter.checkpoints import load_generator
-    from trainer.classifier import load
 
-    hashes = {"generator": file_hash(Path(generator)), "labeller": file_hash(Path(labeller))}
+    hashes = {"generator": file_hash(Path(generator)), "labellers": labellers.hashes}
     facts = {"kind": "generator samples", **hashes, "count": count, "seed": seed, "precision": precision}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(directory) / f"pairs-{key}.safetensors"
-    model = load(labeller)
-    facts["labeller_accuracy"] = model.metadata.get("accuracy", {})
+    facts["labeller_accuracy"] = labellers.accuracy
     if not path.exists():
-        w, labels = label_samples(load_generator(generator), model, count, seed, batch, precision, progress)
+        w, labels = label_samples(load_generator(generator), labellers, count, seed, batch, precision, progress)
         save_atomically(path, lambda p: p.write_bytes(to_bytes({"w": w, "labels": labels})))
     with safe_open(str(path), framework="numpy") as file:
         w, labels = file.get_tensor("w"), file.get_tensor("labels")
-    return Pairs(w, labels, model.attributes, validation=min(max(500, count // 20), count // 4), source=facts)
+    return Pairs(w, labels, labellers.attributes, validation=held_back(count), source=facts)
+
+
+def held_back(count: int) -> int:
+    """How many of ``count`` pairs choose the best epoch."""
+    return min(max(500, count // 20), count // 4)
 
 
 @torch.inference_mode()
-def label_samples(parts, labeller, count: int, seed: int, batch: int, precision: str, progress: Progress | None):
+def label_samples(parts, labellers: Labellers, count: int, seed: int, batch: int, precision: str,
+                  progress: Progress | None):  # fmt: skip
     """w (count, w_dim) and labels (count, attributes), both float32."""
     mapping, synthesis = parts.mapping, parts.synthesis
-    if synthesis.resolution != labeller.shape.size:
-        raise LaceError(f"the generator draws {synthesis.resolution} px, the labeller reads {labeller.shape.size} px; "
-                        "train a labeller of the generator's size")  # fmt: skip
+    check_size(synthesis.resolution, labellers)
     synthesis.set_precision(DTYPES[precision])
-    rng = np.random.default_rng(seed)
+    rng, opinions = np.random.default_rng(seed), np.random.default_rng((seed, 1))
     ws, labels = [], []
     for start in range(0, count, batch):
         # Always a full batch of latents, so that a sample does not depend on `count`.
@@ -122,7 +169,13 @@ def label_samples(parts, labeller, count: int, seed: int, batch: int, precision:
         w = mapping(z)
         pictures = synthesis(w[:, None].expand(-1, synthesis.num_ws, -1))
         ws.append(w.numpy())
-        labels.append(labeller.predict(pictures))
+        labels.append(labellers.label(pictures, opinions))
         if progress:
             progress(min(start + batch, count), count, "sampling and labelling")
     return np.concatenate(ws), np.concatenate(labels)
+
+
+def check_size(resolution: int, labellers: Labellers) -> None:
+    if resolution != labellers.size:
+        raise LaceError(f"the generator draws {resolution} px, the labeller reads {labellers.size} px; "
+                        "train a labeller of the generator's size")  # fmt: skip
