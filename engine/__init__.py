@@ -7,8 +7,11 @@ from engine.errors import (
     BackendError,
     BundleError,
     CheckpointError,
+    ClosedError,
     ConditionError,
+    DeadlineError,
     LaceError,
+    QueueFullError,
     RequestError,
     SolveError,
 )
@@ -18,6 +21,7 @@ from engine.sampler import Sampler
 
 __version__ = "0.1.0"
 __all__ = [
-    "BackendError", "Bundle", "BundleError", "CheckpointError", "Condition", "ConditionError", "LaceError",
-    "Request", "RequestError", "Sample", "Sampler", "SolveError", "Status", "attr", "keep", "near", "parse",
+    "BackendError", "Bundle", "BundleError", "CheckpointError", "ClosedError", "Condition", "ConditionError",
+    "DeadlineError", "LaceError", "QueueFullError", "Request", "RequestError", "Sample", "Sampler", "SolveError",
+    "Status", "attr", "keep", "near", "parse",
 ]  # fmt: skip

@@ -1,39 +1,108 @@
-"""The loop: step until no row runs and none waits. Finished rows leave, waiting rows take their slots."""
+"""The loop: step until no row runs and none waits. Finished rows leave, waiting requests take their slots.
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+``Sampler.solve`` runs it on a list, ``engine.service`` on a queue that other threads fill.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Batch, Start, Status
 from engine.flow import Flow
+from engine.requests import Request, Sample
 from engine.solvers import Solver
 
 
-def drive(solver: Solver, flow: Flow, batch: Batch, starts: Sequence[Start]) -> Iterator[tuple[Array, Array]]:
-    """Solve all ``starts`` in the slots of ``batch``.
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request on its way through the loop.
 
-    Yields (indices into starts, rows of the batch) of what has just finished; the rows are reused as soon as
-    the next is asked for.
+    future     of somebody in another thread, who may cancel it at any moment before its end
+    deadline   on the clock of time.monotonic
+    sample     the result, without its picture; None while the row runs, and for ever if it was dropped
     """
-    waiting = deque(range(len(starts)))
-    owner = np.full(batch.capacity, -1)
-    while waiting or (owner >= 0).any():
-        free = np.flatnonzero(owner < 0)[: len(waiting)]
-        for row in free:
-            owner[row] = waiting.popleft()
-            batch.admit(row, starts[int(owner[row])])
+
+    request: Request
+    start: Start
+    deadline: float = math.inf
+    future: Future = field(default_factory=Future)
+    sample: Sample | None = None
+
+    @property
+    def in_w(self) -> bool:
+        return self.request.w is not None
+
+    def is_gone(self) -> bool:
+        """Nobody wants it any more."""
+        return self.future.cancelled() or time.monotonic() > self.deadline
+
+
+class Lane:
+    """A batch, the flow that its rows run on, and whose the rows are.
+
+    tickets   by row, for the rows that are taken
+    fresh     rows whose start has not been evaluated yet
+    """
+
+    def __init__(self, solver: Solver, flow: Flow, batch: Batch):
+        self.solver, self.flow, self.batch = solver, flow, batch
+        self.tickets: dict[int, Ticket] = {}
+        self.free = list(range(batch.capacity))[::-1]
+        self.fresh: list[int] = []
+
+    def admit(self, ticket: Ticket) -> None:
+        row = self.free.pop()
+        self.tickets[row] = ticket
+        self.fresh.append(row)
+        self.batch.admit(row, ticket.start)
+
+    def release(self, rows: Array) -> None:
+        for row in rows:
+            del self.tickets[row]
+            self.free.append(row)
+
+    def step(self) -> Array:
+        """Start the fresh rows and advance the running ones; returns the rows (n,) that ended or that nobody wants."""
+        status = self.batch.status
+        status[[row for row, ticket in self.tickets.items() if ticket.is_gone()]] = Status.DONE
+        fresh = np.array([row for row in self.fresh if status[row] == Status.RUNNING], np.intp)
+        self.fresh.clear()
         # A row that overflows gets a status; numpy need not warn about it too.
         with np.errstate(over="ignore", invalid="ignore"):
-            begin(solver, flow, batch, free)
-            rows = batch.running()
-            if len(rows):
-                solver.step(flow, batch, rows)
-        finished = np.flatnonzero((owner >= 0) & (batch.status != Status.RUNNING))
-        if len(finished):
-            yield owner[finished], finished
-            owner[finished] = -1
+            begin(self.solver, self.flow, self.batch, fresh)
+            running = self.batch.running()
+            if len(running):
+                self.solver.step(self.flow, self.batch, running)
+        return np.array([row for row in self.tickets if status[row] != Status.RUNNING], np.intp)
+
+
+def drive(open_lane: Callable[[bool], Lane], take: Callable[[int], Iterable[Ticket]]) -> Iterator[tuple[Lane, Array]]:
+    """Solve the tickets that ``take`` gives, until it gives none while no row runs.
+
+    open_lane   a lane for rows that flow in z or in W, with room for all that ``take`` gives
+    take        called before each step with the number of rows that are running; it may wait when that is none
+
+    Yields a lane and its rows that have come to their end; the rows are free as soon as the next is asked for.
+    """
+    lanes: dict[bool, Lane] = {}
+    while True:
+        for ticket in take(sum(len(lane.tickets) for lane in lanes.values())):
+            if ticket.in_w not in lanes:
+                lanes[ticket.in_w] = open_lane(ticket.in_w)
+            lanes[ticket.in_w].admit(ticket)
+        busy = [lane for lane in lanes.values() if lane.tickets]
+        if not busy:
+            return
+        for lane in busy:
+            ended = lane.step()
+            if len(ended):
+                yield lane, ended
+                lane.release(ended)
 
 
 def begin(solver: Solver, flow: Flow, batch: Batch, rows: Array) -> None:

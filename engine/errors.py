@@ -27,3 +27,15 @@ class BackendError(LaceError):
 
 class SolveError(LaceError):
     """Rows did not reach the end of the flow and the caller asked for strictness."""
+
+
+class QueueFullError(LaceError):
+    """A service's queue had no room for a request."""
+
+
+class DeadlineError(LaceError, TimeoutError):
+    """A request was not finished by its deadline."""
+
+
+class ClosedError(LaceError):
+    """A request was submitted to a service that is closed."""

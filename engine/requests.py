@@ -9,7 +9,7 @@ from numpy import ndarray as Array
 
 from engine.batch import Status
 from engine.condition import Condition
-from engine.errors import ConditionError
+from engine.errors import ConditionError, RequestError
 from engine.grammar import parse
 from kernels.noise import SEED_LIMIT
 
@@ -106,3 +106,16 @@ def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None) -> list[Reque
         if not isinstance(request, Request):
             raise TypeError(f"expected a condition or Requests, found {type(request).__name__}")
     return requests
+
+
+def checked_latent(latent: Array, width: int, name: str) -> Array:
+    array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
+    if array.shape != (width,) or not np.isfinite(array).all():
+        raise RequestError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
+    return array
+
+
+def to_pixels(images: Array) -> Array:
+    """(n, C, H, W) -> (n, H, W, C) in 8 bits as StyleGAN defines them: x 127.5 + 128, cut off at both ends."""
+    pixels = np.clip(images * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))

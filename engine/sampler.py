@@ -1,10 +1,11 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from operator import and_
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,16 @@ from numpy import ndarray as Array
 
 from engine.batch import Batch, Start, Status
 from engine.bundle import Bundle
-from engine.condition import And, Condition, Keep, Near
-from engine.condition import keep as keep_condition
-from engine.condition import near as near_condition
-from engine.drive import drive
+from engine.condition import Condition
+from engine.drive import Lane, Ticket, drive
+from engine.editing import Anchor, conjunction, holding, kept_terms
 from engine.errors import ConditionError, RequestError, SolveError
 from engine.flow import Flow
 from engine.grammar import parse
-from engine.requests import Request, Sample, Wanted, as_requests
+from engine.requests import Request, Sample, Wanted, as_requests, checked_latent, to_pixels
 from engine.runtimes import open_runtime
-from engine.solvers import SOLVERS, Solver, make_solver
+from engine.service import QUEUE, Service
+from engine.solvers import Solver, described, make_solver
 from engine.tape import Tape, lower
 from kernels.noise import normals
 
@@ -39,15 +40,6 @@ def find_bundle(bundle: str | os.PathLike | Bundle) -> Bundle:
     return Bundle(bundle)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Anchor:
-    """What ``near`` and ``keep`` hold on to: the sample that is being edited."""
-
-    z: Array
-    w: Array
-    logits: dict[str, Array]
-
-
 # A request, its condition with what holds on to the anchor, and the anchor where it is not the request's own start.
 Work = tuple[Request, Condition | None, Anchor | None]
 
@@ -63,18 +55,23 @@ class Sampler:
     logic           "product" (De Morgan holds), or "lace" for the paper's constants, with its temperature
     truncation      psi for requests that name none; None: the bundle's
     threads         of the runtime; 0: its own choice
+    precision       of the runtime, where it offers a choice, as openvino does; None: its default
+    queue_size      requests that may wait for ``submit``'s rows
 
-    A row's result does not depend on the other rows of a call. Raises BundleError, BackendError, SolveError;
-    calls raise ConditionError for conditions that the bundle cannot serve.
+    A row's result does not depend on the other rows of a call. Threads may share a sampler: each call has a batch of
+    its own, and what is submitted has one together. Raises BundleError, BackendError, SolveError; calls raise
+    ConditionError for conditions that the bundle cannot serve.
     """
 
     def __init__(self, bundle: str | os.PathLike | Bundle, *, runtime: str = "auto", device: str = "cpu",
                  capacity: int = 64, solver: str | Solver = "gauss-newton", rtol: float | None = None,
                  atol: float | None = None, steps: int | None = None, max_evaluations: int | None = None,
                  clock: str | None = None, logic: str = "product", temperature: float = 1.0,
-                 truncation: float | None = None, threads: int = 0):  # fmt: skip
-        if not isinstance(capacity, int) or capacity < 1:
-            raise SolveError(f"capacity must be an integer of at least 1, not {capacity!r}")
+                 truncation: float | None = None, threads: int = 0, precision: str | None = None,
+                 queue_size: int = QUEUE):  # fmt: skip
+        for name, number in (("capacity", capacity), ("queue_size", queue_size)):
+            if not isinstance(number, int) or number < 1:
+                raise SolveError(f"{name} must be an integer of at least 1, not {number!r}")
         if truncation is not None and not np.isfinite(truncation):
             raise SolveError(f"truncation must be a finite number, not {truncation!r}")
         self.bundle = find_bundle(bundle)
@@ -82,7 +79,9 @@ class Sampler:
         self.solver = make_solver(solver, **given)
         self.logic, self.temperature, self.capacity = logic, temperature, capacity
         self.truncation = self.bundle.generator.truncation if truncation is None else truncation
-        self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads)
+        self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads, precision=precision)
+        self.flows: dict[bool, list[Flow]] = {False: [], True: []}
+        self.service = Service(self, queue_size=queue_size)
         lower(None, self.bundle.attributes, logic=logic, temperature=temperature)  # refuse a bad logic at once
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
@@ -102,10 +101,26 @@ class Sampler:
     def stream(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield decoded samples as their rows finish; waiting requests take the free slots.
 
-        A sample's ``request`` is the very object that was given.
+        ``requests`` may be an iterator without end: only as many are drawn as there is room for. A sample's ``request``
+        is the very object that was given. Rows are solved and decoded in threads while the caller works.
         """
-        for finished in self.run([(request, request.expression, None) for request in requests]):
-            yield from self.render([sample for _, sample in finished])
+        with Service(self) as service:
+            yield from service.stream(requests)
+
+    def submit(self, request: Request, *, deadline: float | None = None, block: bool = True,
+               timeout: float | None = None) -> Future[Sample]:  # fmt: skip
+        """Queue a request and return at once: see ``engine.service.Service.submit``. Ends with ``close``."""
+        return self.service.submit(request, deadline=deadline, block=block, timeout=timeout)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Refuse further ``submit``s and finish, or ``cancel``, those that were. All else goes on working."""
+        self.service.close(cancel=cancel)
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.close(cancel=kind is not None)
 
     def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *,
              keep: str | Sequence[str] | None = "*", keep_weight: float = 0.01, near: float | None = 0.04,
@@ -120,15 +135,10 @@ class Sampler:
         """
         samples = [samples] if isinstance(samples, Sample) else list(samples)
         wanted = parse(condition) if isinstance(condition, str) else condition
-        names = [keep] if isinstance(keep, str) else keep
-        holders = [
-            *([keep_condition(*names, weight=keep_weight)] if names else []),
-            *([near_condition(near)] if near else []),
-        ]
+        holders = holding([keep] if isinstance(keep, str) else keep, keep_weight, near)
         work = []
         for sample, logits in zip(samples, self.measure(samples), strict=True):
-            held = held_terms(sample.condition, wanted) if hold else []
-            target = conjunction([wanted, *held])
+            target = conjunction([wanted, *(kept_terms(sample.condition, wanted) if hold else [])])
             request = replace(sample.request, condition=target, z=sample.z, w=sample.w if sample.z is None else None)
             z = sample.w if sample.z is None else sample.z
             work.append((request, conjunction([target, *holders]), Anchor(z, sample.w, logits)))
@@ -141,13 +151,13 @@ class Sampler:
             part = [i for i, sample in enumerate(samples) if (sample.z is None) == in_w]
             if not part:
                 continue
-            flow = self.flow(in_w)
-            heads = {n: np.zeros((0, h.widths[-1]), self.runtime.dtype) for n, h in flow.heads.items()
+            heads = {n: np.zeros((0, h.widths[-1]), self.runtime.dtype) for n, h in self.bundle.heads.items()
                      if not (in_w and h.space == "z")}  # fmt: skip
             z = np.array([samples[i].w if in_w else samples[i].z for i in part], self.runtime.dtype)
             psi = np.array([[self.psi(samples[i].request)] for i in part], self.runtime.dtype)
             label = np.array([samples[i].request.label or 0 for i in part], np.int64)
-            _, values = flow.field.forward(z, psi, label if flow.labels else None, heads)
+            with self.flow(in_w) as flow:
+                _, values = flow.field.forward(z, psi, label if flow.labels else None, heads)
             for k, i in enumerate(part):
                 found[i] = {n: flow.logits(values, n)[k] for n, a in self.bundle.attributes.items() if a.head in heads}
         return found
@@ -160,10 +170,7 @@ class Sampler:
         num_ws = self.bundle.generator.num_ws
         ws = np.stack([np.broadcast_to(s.w, (num_ws, len(s.w))) if s.ws is None else s.ws for s in samples])
         images = self.runtime.synthesize(np.ascontiguousarray(ws, np.float32), self.noises(samples))
-        # 8-bit as StyleGAN defines it: x 127.5 + 128, cut off at both ends.
-        pixels = np.clip(images * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8)
-        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-        return [replace(sample, image=image) for sample, image in zip(samples, pixels, strict=True)]
+        return [replace(sample, image=image) for sample, image in zip(samples, to_pixels(images), strict=True)]
 
     def noises(self, samples: Sequence[Sample]) -> dict[str, Array]:
         """Noise inputs (rows, 1, r, r), where the bundle has them: a function of each sample's seed."""
@@ -177,8 +184,12 @@ class Sampler:
 
     def collect(self, work: Sequence[Work], strict: bool) -> list[Sample]:
         """All samples, in the order of the requests."""
-        found = {index: sample for finished in self.run(work) for index, sample in finished}
-        samples = [found[index] for index in range(len(work))]
+        # A bad request is refused before the first is solved.
+        tickets = [Ticket(entry[0], self.start(*entry)) for entry in work]
+        capacity, waiting = min(self.capacity, len(work)), iter(tickets)
+        for _ in self.run(lambda running: islice(waiting, capacity - running), capacity):
+            pass
+        samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
         failed = [
             f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in enumerate(samples) if s.status != Status.DONE
         ]
@@ -187,33 +198,34 @@ class Sampler:
             raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
         return samples
 
-    def run(self, work: Sequence[Work]) -> Iterator[list[tuple[int, Sample]]]:
-        """Solve; yields what finished together, as (index in ``work``, sample)."""
-        g = self.bundle.generator
-        starts = [self.start(*entry) for entry in work]  # a bad request is refused before the first is solved
-        for in_w in (False, True):
-            part = [i for i, (request, _, _) in enumerate(work) if (request.w is not None) == in_w]
-            if not part:
-                continue
-            flow = self.flow(in_w)
-            batch = Batch(min(self.capacity, len(part)), g.w_dim if in_w else g.z_dim, g.w_dim, self.runtime.dtype)
-            for indices, rows in drive(self.solver, flow, batch, [starts[i] for i in part]):
-                owners = [part[i] for i in indices]
-                yield list(zip(owners, self.retire(flow, batch, rows, [work[i][0] for i in owners]), strict=True))
+    def run(self, take: Callable[[int], Iterable[Ticket]], capacity: int) -> Iterator[list[Ticket]]:
+        """Solve what ``take`` gives, see ``drive``; yields the tickets that ended together, each with its sample."""
+        g, dtype = self.bundle.generator, self.runtime.dtype
+        with ExitStack() as borrowed:
 
-    def retire(self, flow: Flow, batch: Batch, rows: Array, requests: list[Request]) -> list[Sample]:
-        """The samples of finished rows, measured once more without derivatives."""
-        z = batch.z[rows]
-        logp, w, logits = flow.measure(batch, rows, z)
-        return [
-            Sample(
-                request=request, z=None if request.w is not None else z[i], w=w[i], logits=logits[i],
+            def open_lane(in_w: bool) -> Lane:
+                batch = Batch(capacity, g.w_dim if in_w else g.z_dim, g.w_dim, dtype)
+                return Lane(self.solver, borrowed.enter_context(self.flow(in_w)), batch)
+
+            for lane, rows in drive(open_lane, take):
+                tickets = [lane.tickets[row] for row in rows]
+                wanted = [not ticket.is_gone() for ticket in tickets]
+                if any(wanted):
+                    self.retire(lane, rows[wanted])
+                yield tickets
+
+    def retire(self, lane: Lane, rows: Array) -> None:
+        """Give the tickets of finished rows their samples, measured once more without derivatives."""
+        batch, z = lane.batch, lane.batch.z[rows]
+        logp, w, logits = lane.flow.measure(batch, rows, z)
+        for i, row in enumerate(rows):
+            ticket = lane.tickets[row]
+            ticket.sample = Sample(
+                request=ticket.request, z=None if ticket.in_w else z[i], w=w[i], logits=logits[i],
                 energy=float(0 - logp[i]), status=Status(int(batch.status[row])), steps=int(batch.steps[row]),
                 evaluations=int(batch.evaluations[row]), rejected=int(batch.rejected[row]),
                 forced=int(batch.forced[row]),
-            )
-            for i, (row, request) in enumerate(zip(rows, requests, strict=True))
-        ]  # fmt: skip
+            )  # fmt: skip
 
     def start(self, request: Request, condition: Condition | None, anchor: Anchor | None) -> Start:
         """Where a request begins: its latent, its tape with anchors filled in."""
@@ -264,48 +276,25 @@ class Sampler:
             attributes = {name: a for name, a in attributes.items() if name not in on_z}
         return lower(condition, attributes, logic=self.logic, temperature=self.temperature)
 
-    def flow(self, in_w: bool) -> Flow:
-        return self.flow_in_w if in_w else self.flow_in_z
+    @contextmanager
+    def flow(self, in_w: bool) -> Iterator[Flow]:
+        """A flow for one call: threads must not share what it keeps between ``forward`` and ``pullback``."""
+        idle = self.flows[in_w]
+        try:
+            flow = idle.pop()
+        except IndexError:
+            flow = self.new_flow(in_w)
+        try:
+            yield flow
+        finally:
+            idle.append(flow)
 
-    @cached_property
-    def flow_in_z(self) -> Flow:
-        return Flow(self.runtime.field("z"), self.bundle)
-
-    @cached_property
-    def flow_in_w(self) -> Flow:
-        return Flow(self.runtime.field("w"), self.bundle, in_w=True)
+    def new_flow(self, in_w: bool = False) -> Flow:
+        return Flow(self.runtime.field("w" if in_w else "z"), self.bundle, in_w=in_w)
 
     def __repr__(self) -> str:
         r = self.runtime
         return (f"Sampler({self.bundle.path.name!r}, hash={self.bundle.hash[:12]}, runtime={r.name} {r.version}, "
-                f"device={r.device}, precision={r.precision}, capacity={self.capacity}, "
+                f"device={r.device}, precision={r.precision}, slopes={r.slopes}, capacity={self.capacity}, "
                 f"solver={described(self.solver)}, logic={self.logic}, "
                 f"temperature={self.temperature}, truncation={self.truncation})")  # fmt: skip
-
-
-def described(solver: Solver) -> str:
-    """A solver's name and its settings."""
-    values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
-    tableau = values.pop("tableau", None)
-    kinds = {kind: name for name, (kind, fixed) in SOLVERS.items() if not fixed}
-    name = kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name
-    return f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"
-
-
-def checked_latent(latent: Array, width: int, name: str) -> Array:
-    array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
-    if array.shape != (width,) or not np.isfinite(array).all():
-        raise RequestError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
-    return array
-
-
-def held_terms(old: Condition | None, new: Condition) -> list[Condition]:
-    """The AND-ed terms of ``old`` whose attributes ``new`` does not mention."""
-    terms = old.parts if isinstance(old, And) else () if old is None else (old,)
-    mentioned = set(new.attributes())
-    return [t for t in terms if not isinstance(t, Near | Keep) and not mentioned & set(t.attributes())]
-
-
-def conjunction(terms: Sequence[Condition]) -> Condition:
-    """All of ``terms``, at least one."""
-    return reduce(and_, terms)

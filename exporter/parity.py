@@ -41,6 +41,8 @@ def float32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
 class Twin:
     """A runtime for check_synthesis that runs a graph from memory."""
 
+    precision = "fp32"
+
     def __init__(self, model: onnx.ModelProto):
         import onnxruntime
 

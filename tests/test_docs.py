@@ -22,6 +22,7 @@ COMMANDS = {
     "lace-sample": "engine.cli.sample",
     "lace-edit": "engine.cli.edit",
     "lace-verify": "engine.cli.verify",
+    "lace-bench": "engine.cli.bench",
     "lace-export": "exporter.cli",
     "lace-train": "trainer.cli",
     "lace-eval": "trainer.cli_eval",

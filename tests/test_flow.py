@@ -133,7 +133,7 @@ def evaluated(sampler, requests, *, linear):
         batch.admit(row, sampler.start(request, request.expression, None))
     step = np.random.default_rng(1).standard_normal(batch.z.shape) * 0.3
     rows, z = np.arange(len(requests)), (batch.z + step).astype(batch.dtype)
-    return batch, z, sampler.flow_in_z.evaluate(batch, rows, z, linear=linear)
+    return batch, z, sampler.new_flow().evaluate(batch, rows, z, linear=linear)
 
 
 def anchor_of(world, request, start):

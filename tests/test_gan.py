@@ -26,12 +26,6 @@ SMALL = GanConfig(z_dim=8, w_dim=8, mapping_layers=2, channels={4: 8, 8: 8, 16: 
 FULL = replace(SMALL, path_length=2.0, ada=0.01, ada_flips=True, noise=True)
 
 
-@pytest.fixture(autouse=True)
-def torch_settings():
-    yield
-    torch.set_flush_denormal(False)  # which the command line sets
-
-
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     return rendered(64, 16, 3, tmp_path_factory.mktemp("faces"))[0]

@@ -130,7 +130,7 @@ def test_log_p_never_decreases_along_the_flow(world):
     """Euler with small steps, stepped by hand, log p recorded at each."""
     steps, rows = 1000, np.arange(4)
     sampler = Sampler(world, runtime="numpy", solver="euler", steps=steps)
-    flow, batch = sampler.flow_in_z, Batch(4, DIM, DIM, np.dtype(float))
+    flow, batch = sampler.new_flow(), Batch(4, DIM, DIM, np.dtype(float))
     for row in rows:
         request = Request(CONDITION, seed=row)
         batch.admit(row, sampler.start(request, request.expression, None))

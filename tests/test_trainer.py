@@ -27,15 +27,6 @@ SMALL = GanConfig(z_dim=8, w_dim=8, mapping_layers=2, channels={4: 8, 8: 8, 16: 
 TINY_SHAPE = classifier.Shape((4, 8), (1,), size=16)
 
 
-@pytest.fixture(autouse=True)
-def torch_settings():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)  # which the command line sets
-
-
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     return rendered(96, 16, 3, tmp_path_factory.mktemp("faces"))

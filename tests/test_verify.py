@@ -33,7 +33,7 @@ class Altered:
     def __init__(self, runtime, *, picture=0.0, gradient=1.0):
         self.runtime, self.picture, self.gradient = runtime, picture, gradient
 
-    dtype = np.dtype(np.float32)
+    dtype, precision, slopes = np.dtype(np.float32), "fp32", "fp32"
 
     def field(self):
         field, gradient = self.runtime.field(), self.gradient
@@ -106,7 +106,7 @@ def test_command_line_reports(bundle, capsys, monkeypatch):
     assert (facts["passed"], facts["runtime"], facts["hash"]) == (True, "numpy", bundle.hash)
     runtime = Altered(open_runtime(bundle, "onnxruntime"), picture=1.0)
     runtime.name = runtime.version = runtime.device = "altered"
-    monkeypatch.setattr(verify, "open_runtime", lambda *_: runtime)
+    monkeypatch.setattr(verify, "open_runtime", lambda *_, **__: runtime)
     assert verify.main([str(bundle.path)]) == 1
     assert "FAILED" in capsys.readouterr().out
 
@@ -122,7 +122,7 @@ def test_command_line_names_what_is_wrong(bundle, tmp_path, capsys, monkeypatch)
 
 
 def raising(error):
-    def open_it(*_):
+    def open_it(*_, **__):
         raise error
 
     return open_it

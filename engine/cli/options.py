@@ -65,6 +65,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     group.add_argument("--runtime", choices=["auto", *RUNTIMES], default="auto", metavar="NAME",
                        help=f"auto, {', '.join(RUNTIMES)} (auto)")  # fmt: skip
+    group.add_argument("--precision", metavar="P", help="of openvino: fp32, bf16 or bf16-jacobian (fp32)")
     group.add_argument("--device", default="cpu", help="cpu (cpu)")
     group.add_argument("--capacity", type=positive, default=64, metavar="N", help="rows in flight (64)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="0: the runtime's own choice (0)")
@@ -72,7 +73,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
 
 def open_sampler(options: argparse.Namespace) -> Sampler:
     names = ("runtime", "device", "capacity", "solver", "rtol", "atol", "steps", "max_evaluations", "clock", "logic",
-             "temperature", "truncation", "threads")  # fmt: skip
+             "temperature", "truncation", "threads", "precision")  # fmt: skip
     return Sampler(options.bundle, **{name: getattr(options, name) for name in names})
 
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from engine.bundle import Bundle
 from engine.cli.console import CHECK_FAILED, EXIT_CODES, OK, checks_table, guarded, parse, write_json
 from engine.runtimes import RUNTIMES, open_runtime
+from engine.sampler import find_bundle
 from engine.verify import check_bundle
 
 
@@ -20,25 +20,28 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         allow_abbrev=False,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by lace-export")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by lace-export, or demo")
     parser.add_argument("--runtime", metavar="NAME", default="auto", help=f"auto, {', '.join(RUNTIMES)} (auto)")
+    parser.add_argument("--precision", metavar="P", help="of openvino: fp32, bf16 or bf16-jacobian (fp32)")
     parser.add_argument("--json", action="store_true", help="write the results as JSON")
     return parser
 
 
 def verify(options: argparse.Namespace) -> int:
-    bundle = Bundle(options.bundle)
-    runtime = open_runtime(bundle, options.runtime)
+    bundle = find_bundle(options.bundle)
+    runtime = open_runtime(bundle, options.runtime, precision=options.precision)
     checks = check_bundle(bundle, runtime)
     failed = [check for check in checks if check.passed is False]
     skipped = [check for check in checks if check.passed is None]
     if options.json:
         facts = {"bundle": str(bundle.path), "hash": bundle.hash, "runtime": runtime.name, "version": runtime.version,
-                 "device": runtime.device, "passed": not failed, "checks": [asdict(c) for c in checks]}  # fmt: skip
+                 "device": runtime.device, "precision": runtime.precision, "passed": not failed,
+                 "checks": [asdict(c) for c in checks]}  # fmt: skip
         write_json(json.dumps(facts, indent=1))
         return CHECK_FAILED if failed else OK
     console = Console()
-    console.print(f"{bundle!r} on {runtime.name} {runtime.version} ({runtime.device})", markup=False, highlight=False)
+    where = f"{runtime.name} {runtime.version} ({runtime.device}, {runtime.precision})"
+    console.print(f"{bundle!r} on {where}", markup=False, highlight=False)
     console.print(checks_table(checks))
     for check in skipped:
         console.print(f"{check.name} not checked: {check.note}", style="yellow", markup=False, soft_wrap=True)

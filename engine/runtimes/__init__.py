@@ -5,6 +5,7 @@ Adding one: a file with the methods of ``Runtime`` and ``Field``, and a line in 
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 
@@ -38,6 +39,10 @@ class Field(Protocol):
 class Runtime(Protocol):
     """Something that runs a bundle.
 
+    Its functions may be called by several threads at a time; a field belongs to one.
+
+    precision         of the pictures
+    slopes            precision of the rows of Jacobian; w and logits are float32 or better everywhere
     dtype             of the field's results, and so of the solver's state
     row_independent   a row's result does not depend, to the bit, on the other rows of the call
     """
@@ -46,6 +51,7 @@ class Runtime(Protocol):
     version: str
     device: str
     precision: str
+    slopes: str
     dtype: np.dtype
     row_independent: bool
 
@@ -68,35 +74,56 @@ class Runtime(Protocol):
         ...
 
 
-# name: (module, the extra that installs it, devices). The first that is installed is "auto".
-RUNTIMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "onnxruntime": ("engine.runtimes.onnxruntime", "cpu", ("cpu",)),
-    "numpy": ("engine.runtimes.reference", "", ("cpu",)),
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a runtime is and what may be asked of it.
+
+    extra        of the package, which installs it
+    precisions   that can be chosen; the first is the default. Without a choice it is that of the bundle's graphs
+    """
+
+    module: str
+    extra: str
+    devices: tuple[str, ...] = ("cpu",)
+    precisions: tuple[str, ...] = ()
+
+
+RUNTIMES = {
+    "onnxruntime": Entry("engine.runtimes.onnxruntime", "cpu"),
+    "openvino": Entry("engine.runtimes.openvino", "openvino", precisions=("fp32", "bf16", "bf16-jacobian")),
+    "numpy": Entry("engine.runtimes.reference", ""),
 }
+# The first of these that is installed is "auto".
 AUTO = ("onnxruntime",)
 
 
-def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0) -> Runtime:
+def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0,
+                 precision: str | None = None) -> Runtime:  # fmt: skip
     """Open ``bundle`` on the runtime ``name``; 'auto' takes the first of AUTO that is installed.
 
-    threads   0: the runtime's own choice.  Raises BackendError: a choice is honoured or refused, never replaced.
+    threads, precision   0 and None: the runtime's own choice
+    Raises BackendError: a choice is honoured or refused, never replaced.
     """
     if name == "auto":
         for candidate in AUTO[:-1]:
             with contextlib.suppress(MissingRuntime):
-                return open_runtime(bundle, candidate, device=device, threads=threads)
+                return open_runtime(bundle, candidate, device=device, threads=threads, precision=precision)
         name = AUTO[-1]
     if name not in RUNTIMES:
         raise BackendError(f"there is no runtime {name!r}; known are: auto, {', '.join(RUNTIMES)}")
-    module, extra, devices = RUNTIMES[name]
-    if device not in devices:
-        raise BackendError(f"runtime {name!r} does not run on device {device!r}; it runs on: {', '.join(devices)}")
+    entry = RUNTIMES[name]
+    if device not in entry.devices:
+        known = ", ".join(entry.devices)
+        raise BackendError(f"runtime {name!r} does not run on device {device!r}; it runs on: {known}")
+    if precision is not None and precision not in entry.precisions:
+        known = ", ".join(entry.precisions) or "none, it computes as the bundle was exported"
+        raise BackendError(f"runtime {name!r} has no precision {precision!r} to choose; it has: {known}")
     try:
-        factory: Callable[..., Runtime] = import_module(module).open_bundle
+        factory: Callable[..., Runtime] = import_module(entry.module).open_bundle
     except ImportError as error:
-        advice = f"install it with: pip install 'lace-engine[{extra}]'"
+        advice = f"install it with: pip install 'lace-engine[{entry.extra}]'"
         raise MissingRuntime(f"runtime {name!r} is not installed ({error}); {advice}") from error
-    return factory(bundle, threads=threads)
+    return factory(bundle, threads=threads, precision=precision)
 
 
 class MissingRuntime(BackendError):

@@ -1,7 +1,8 @@
 """The graphs of a bundle on ONNX Runtime's CPU provider."""
 
 from collections.abc import Mapping
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -10,47 +11,65 @@ from numpy import ndarray as Array
 from engine.bundle import Bundle
 from engine.errors import BackendError
 
-# Rows that one synthesis call decodes: bounds the memory of a 1024 px batch, and is past the point where more
-# rows per call make a CPU faster.
-SYNTHESIS_ROWS = 8
+# What one synthesis call decodes: more rows make a CPU no faster once they are 8 or a megapixel, and cost memory.
+SYNTHESIS_ROWS, SYNTHESIS_PIXELS = 8, 2**20
 # An InferenceSession; its stubs say that a result may be sparse, a list or a dictionary, which ours never are.
 Session = Any
 
 
-class OnnxField:
-    """See engine.runtimes.Field. One session for the mapping, one a head: only what a request mentions runs."""
+class Graphs(Protocol):
+    """What runs a bundle's graphs, for several threads at a time: what ``GraphField`` and ``decode`` need."""
 
-    def __init__(self, runtime: "OnnxRuntime", space: str):
-        self.runtime, self.in_w = runtime, space == "w"
+    bundle: Bundle
+
+    def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+    def noise_inputs(self) -> dict[str, int]: ...
+
+
+class GraphField:
+    """See engine.runtimes.Field. One graph for the mapping, one a head: only what a request mentions runs."""
+
+    def __init__(self, graphs: Graphs, space: str):
+        self.graphs, self.in_w = graphs, space == "w"
         self.feeds: dict[str, Array] = {}
 
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array]):
         w = z if self.in_w else self.map(z, psi, label)
         found = {}
         for name, seeds in heads.items():
-            x = w if self.runtime.bundle.heads[name].space == "w" else z
-            feeds = {"x": x, "seeds": seeds}
-            found[name] = tuple(self.runtime.session(f"head.{name}").run(["logits", "slopes"], feeds))
+            x = w if self.graphs.bundle.heads[name].space == "w" else z
+            answer = self.graphs.run(f"head.{name}", {"x": x, "seeds": seeds})
+            found[name] = answer["logits"], answer["slopes"]
         return w, found
 
     def map(self, z: Array, psi: Array, label: Array | None) -> Array:
         """w, and keep the activations that ``pullback`` reads."""
-        session = self.runtime.session("mapping")
         feeds = {"z": z, "psi": psi} if label is None else {"z": z, "psi": psi, "label": label}
-        names = [node.name for node in session.get_outputs()]
-        found = dict(zip(names, session.run(names, feeds), strict=True))
-        w = found.pop("w")
-        self.feeds = {"z": z, "psi": psi, **found}
-        return w
+        found = self.graphs.run("mapping", feeds)
+        hidden = {name: value for name, value in found.items() if name.startswith("hidden.")}
+        self.feeds = {"z": z, "psi": psi, **hidden}
+        return found["w"]
 
     def pullback(self, cotangent: Array) -> Array:
         if self.in_w:
             return cotangent
-        return self.runtime.session("pullback").run(["dz"], {**self.feeds, "cotangent": cotangent})[0]
+        return self.graphs.run("pullback", {**self.feeds, "cotangent": cotangent})["dz"]
+
+
+def decode(graphs: Graphs, ws: Array, noises: Mapping[str, Array] | None, rows: int) -> Array:
+    """See engine.runtimes.Runtime.synthesize; ``rows`` a call."""
+    g, sides = graphs.bundle.generator, graphs.noise_inputs()
+    images = np.empty((len(ws), g.img_channels, g.resolution, g.resolution), np.float32)
+    for first in range(0, len(ws), rows):
+        part = slice(first, first + rows)
+        n = len(ws[part])
+        feeds = {k: noises[k][part] if noises else np.zeros((n, 1, r, r), np.float32) for k, r in sides.items()}
+        images[part] = graphs.run("synthesis", {"ws": ws[part], **feeds})["image"]
+    return images
 
 
 class OnnxRuntime:
-    name, device = "onnxruntime", "cpu"
+    name, device, slopes = "onnxruntime", "cpu", "fp32"
     version = ort.__version__
     dtype = np.dtype(np.float32)
     # Each element of a product is summed in the same order whatever the number of rows; the tests check it.
@@ -59,40 +78,44 @@ class OnnxRuntime:
     def __init__(self, bundle: Bundle, threads: int):
         self.bundle, self.threads = bundle, threads
         self.precision = bundle.manifest.graphs.get("synthesis", {}).get("precision", "fp32")
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, tuple[Session, list[str]]] = {}
+        self.lock = Lock()
 
-    def session(self, graph: str) -> Session:
-        """The session of a graph, opened at its first use."""
-        if graph not in self.sessions:
-            self.sessions[graph] = self.open(graph)
-        return self.sessions[graph]
+    def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        session, names = self.session(graph)
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    def session(self, graph: str) -> tuple[Session, list[str]]:
+        """The session of a graph with its outputs' names, opened at its first use."""
+        with self.lock:
+            if graph not in self.sessions:
+                session = self.open(graph)
+                self.sessions[graph] = session, [node.name for node in session.get_outputs()]
+            return self.sessions[graph]
 
     def open(self, graph: str) -> Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        # A plan of the memory for each number of rows, kept for ever: 1.5 instead of 1.0 GB at 1024 px, and no faster.
+        options.enable_mem_pattern = False
         path = self.bundle.graph(graph)
         try:
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many private types
             raise BackendError(f"onnxruntime {ort.__version__} cannot open {path}: {error}") from error
 
-    def field(self, space: str = "z") -> OnnxField:
-        return OnnxField(self, space)
+    def field(self, space: str = "z") -> GraphField:
+        return GraphField(self, space)
 
     def noise_inputs(self) -> dict[str, int]:
-        return {node.name: node.shape[-1] for node in self.session("synthesis").get_inputs() if node.name != "ws"}
+        session, _ = self.session("synthesis")
+        return {node.name: node.shape[-1] for node in session.get_inputs() if node.name != "ws"}
 
     def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
-        g, session, sides = self.bundle.generator, self.session("synthesis"), self.noise_inputs()
-        images = np.empty((len(ws), g.img_channels, g.resolution, g.resolution), np.float32)
-        for first in range(0, len(ws), SYNTHESIS_ROWS):
-            rows = slice(first, first + SYNTHESIS_ROWS)
-            n = len(ws[rows])
-            feeds = {k: noises[k][rows] if noises else np.zeros((n, 1, r, r), np.float32) for k, r in sides.items()}
-            images[rows] = session.run(["image"], {"ws": ws[rows], **feeds})[0]
-        return images
+        fitting = SYNTHESIS_PIXELS // self.bundle.generator.resolution**2
+        return decode(self, ws, noises, min(max(fitting, 1), SYNTHESIS_ROWS))
 
 
-def open_bundle(bundle: Bundle, *, threads: int = 0) -> OnnxRuntime:
+def open_bundle(bundle: Bundle, *, threads: int = 0, precision: str | None = None) -> OnnxRuntime:
     return OnnxRuntime(bundle, threads)

@@ -43,7 +43,7 @@ class ReferenceField:
 
 
 class ReferenceRuntime:
-    name, device, precision = "numpy", "cpu", "fp64"
+    name, device, precision, slopes = "numpy", "cpu", "fp64", "fp64"
     version = np.__version__
     dtype = np.dtype(np.float64)
     # BLAS picks its kernel by the number of rows, so the last bits may depend on it.
@@ -62,5 +62,5 @@ class ReferenceRuntime:
         raise BackendError(NO_PICTURES)
 
 
-def open_bundle(bundle: Bundle, *, threads: int = 0) -> ReferenceRuntime:
+def open_bundle(bundle: Bundle, *, threads: int = 0, precision: str | None = None) -> ReferenceRuntime:
     return ReferenceRuntime(bundle)

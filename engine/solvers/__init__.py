@@ -55,3 +55,12 @@ def make_solver(name: str | Solver, **settings) -> Solver:
         if key not in allowed:
             raise SolveError(f"solver {name!r} has no setting {key!r}; it has: {', '.join(allowed)}")
     return kind(**fixed, **given)
+
+
+def described(solver: Solver) -> str:
+    """A solver's name and its settings."""
+    values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
+    tableau = values.pop("tableau", None)
+    kinds = {kind: name for name, (kind, fixed) in SOLVERS.items() if not fixed}
+    name = kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name
+    return f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"

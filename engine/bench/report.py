@@ -1,0 +1,210 @@
+"""Markdown from a file of measurements: the goals, one table a suite, and what could not be measured.
+
+``table`` gives the short form for a README; ``write_report`` a folder with report.md and the plots.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from engine.bench.goals import Goal, counted, find_goals
+from engine.bench.records import RecordError, read
+from engine.errors import LaceError
+from engine.folders import writing_folder
+
+REPORT = "report.md"
+VERDICT = {True: "met", False: "**not met**", None: "not measured"}
+WRONG = "†"  # behind a time whose answer did not pass its check
+
+
+class ReportError(LaceError):
+    """A report cannot be written."""
+
+
+def latest(path: Path) -> list[dict]:
+    """The lines that share commit, machine and number of threads with the last one. Raises RecordError."""
+    lines = read(path)
+    if not lines:
+        raise RecordError(f"{path} holds no measurement: run lace-bench run --out {path}")
+    return [line for line in lines if run_of(line) == run_of(lines[-1])]
+
+
+def run_of(line: Mapping) -> tuple:
+    return line.get("commit"), line.get("threads"), line.get("quick"), line.get("machine", {}).get("cpu")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def of_suite(lines: Sequence[Mapping], suite: str) -> list[Mapping]:
+    return [line for line in lines if line["suite"] == suite]
+
+
+def groups(lines: Sequence[Mapping], *keys: str) -> dict[tuple, list[Mapping]]:
+    found: dict[tuple, list[Mapping]] = {}
+    for line in lines:
+        found.setdefault(tuple(line.get(key) for key in keys), []).append(line)
+    return found
+
+
+def time(line: Mapping | None) -> str:
+    """A median in milliseconds, marked where the answer was wrong."""
+    if line is None or line.get("median") is None:
+        return ""
+    value, mark = line["median"], "" if line["check"] == "passed" else WRONG
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}{mark}"
+
+
+def contestants(lines: Sequence[Mapping]) -> list[str]:
+    """In the order of their first line, those that were never measured left out."""
+    return list(dict.fromkeys(line["contestant"] for line in lines if line.get("median") is not None))
+
+
+def grid(lines: Sequence[Mapping], key: str, title: Callable[[object], str]) -> str:
+    """Contestants down, the values of ``key`` across, times inside."""
+    columns = sorted({line[key] for line in lines if line.get("median") is not None})
+    cell = {(line["contestant"], line[key]): line for line in lines}
+    rows = [[f"`{one}`", *(time(cell.get((one, column))) for column in columns)] for one in contestants(lines)]
+    return markdown(["milliseconds", *map(title, columns)], rows)
+
+
+# --- sections -----------------------------------------------------------------------------------------------------
+
+
+def by_rows(lines: Sequence[Mapping], suite: str) -> str:
+    """A grid for each world and condition."""
+    parts = []
+    for (world, condition), some in groups(of_suite(lines, suite), "world", "condition").items():
+        title = f"{world}, {counted(some[0]['attributes'], 'attribute')}: `{condition}`"
+        parts.append(f"{title}\n\n{grid(some, 'rows', lambda n: counted(n, 'row'))}")
+    return "\n\n".join(parts)
+
+
+def accuracy(lines: Sequence[Mapping]) -> str:
+    """Evaluations, energies and trajectory errors of the solves, at the largest number of rows that most entered."""
+    parts = []
+    for (world, attributes), some in groups(of_suite(lines, "solve"), "world", "attributes").items():
+        sizes = groups([line for line in some if "energy" in line], "rows")
+        if not sizes:
+            continue
+        (rows,), chosen = max(sizes.items(), key=lambda entry: (len(entry[1]), entry[0]))
+        body = [[f"`{line['contestant']}`", f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
+                 f"{line['energy']:.4f}", f"{line['trajectory_error']:.2f}", f"{line['q1']:.4g} to {line['q3']:.4g}",
+                 str(line["repeats"]), line.get("note", "")] for line in chosen]  # fmt: skip
+        head = ["contestant", "evaluations: mean", "most", "energy", "trajectory error", "quartiles, ms", "repeats", ""]
+        title = (f"{world}, {counted(attributes, 'attribute')}, {counted(rows, 'row')}; "
+                 f"the converged flow ends at an energy of {chosen[0]['floor_energy']:.4f}.")  # fmt: skip
+        parts.append(f"{title}\n\n{markdown(head, body)}")
+    return "\n\n".join(parts)
+
+
+def hard(lines: Sequence[Mapping]) -> str:
+    body = []
+    for line in of_suite(lines, "hard"):
+        if "energy" in line:
+            counts = line["evaluations"]
+            body.append([f"{line['world']}, {line['targets']}: `{line['contestant']}`", time(line),
+                         f"{counts['mean']:.0f}", f"{counts['most']}", f"{line['energy']:.4g}",
+                         f"{line['floor_energy']:.4g}", f"{line['trajectory_error']:.2f}"])  # fmt: skip
+    head = ["targets", "ms", "evaluations: mean", "most", "energy", "converged", "trajectory error"]
+    return markdown(head, body) if body else ""
+
+
+def plain(lines: Sequence[Mapping], suite: str, facts: Sequence[str]) -> str:
+    """One line for each measurement, with its ``facts``."""
+    body = []
+    for line in of_suite(lines, suite):
+        if line.get("median") is not None:
+            spread = f"{line['q1']:.4g} to {line['q3']:.4g}" if "q1" in line else ""
+            mark = "" if line["check"] == "passed" else WRONG
+            body.append([f"`{line['contestant']}`", *(shown(line.get(fact)) for fact in facts),
+                         f"{line['median']:.4g} {line['unit']}{mark}", spread])  # fmt: skip
+    return markdown(["contestant", *facts, "median", "quartiles"], body) if body else ""
+
+
+def shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {part:.4g}" for key, part in value.items())
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def missing(lines: Sequence[Mapping]) -> str:
+    """What was not measured, and why; what was wrong."""
+    told = []
+    for fact, mark in (("unavailable", ""), ("check", f" {WRONG}")):
+        here = [line for line in lines if line.get(fact, "passed") != "passed"]
+        for (suite, contestant, what), some in groups(here, "suite", "contestant", fact).items():
+            told.append(f"- {suite}, `{contestant}`{mark}: {what} ({counted(len(some), 'setting')})")
+    return "\n".join(told)
+
+
+def goals_table(goals: Sequence[Goal]) -> str:
+    rows = [[goal.text, goal.needed, goal.found, VERDICT[goal.met]] for goal in goals]
+    return markdown(["goal", "needed", "found", ""], rows) if rows else ""
+
+
+def about(lines: Sequence[Mapping]) -> str:
+    last = lines[-1]
+    machine, versions = last.get("machine", {}), last.get("versions", {})
+    packages = ", ".join(f"{package} {number}" for package, number in versions.items())
+    features = ", ".join(machine.get("features", ())) or "none of the features that matter"
+    quick = " A quick run: few rows and repeats." if last.get("quick") else ""
+    return (f"{machine.get('cpu', 'unknown processor')} with {features}; {counted(last.get('threads'), 'thread')} for "
+            f"every contestant. {packages}. Commit {last.get('commit')}.{quick} Times are medians; contestants take "
+            f"turns. {WRONG} marks a time whose answer did not pass its check.")  # fmt: skip
+
+
+def table(path: Path | str) -> str:
+    """The short form for a README: goals, solves, pictures. Raises RecordError."""
+    lines = latest(Path(path))
+    decode = by_resolution(lines, "decode")
+    parts = [about(lines), goals_table(find_goals(lines)), by_rows(lines, "solve"), decode]
+    return "\n\n".join(part for part in parts if part)
+
+
+def by_resolution(lines: Sequence[Mapping], suite: str) -> str:
+    """A grid of single pictures."""
+    some = [line for line in of_suite(lines, suite) if line["rows"] == 1 and is_benchmark_world(line)]
+    return f"One picture.\n\n{grid(some, 'resolution', lambda n: f'{n} px')}" if some else ""
+
+
+def is_benchmark_world(line: Mapping) -> bool:
+    """The demo has another width than the benchmark's network of 64 pixels, and would take its column."""
+    return line.get("world") != "demo"
+
+
+def sections(lines: Sequence[Mapping]) -> dict[str, str]:
+    return {
+        "Goals": goals_table(find_goals(lines)),
+        "Solve": by_rows(lines, "solve"),
+        "Solve: accuracy": accuracy(lines),
+        "Hard targets": hard(lines),
+        "One evaluation": by_rows(lines, "field"),
+        "Stream": plain(lines, "stream", ("world", "pictures", "rows", "capacity", "details")),
+        "Decode": plain(lines, "decode", ("world", "resolution", "rows", "psnr")),
+        "A condition to a PNG": plain(lines, "end-to-end", ("world", "resolution", "energy")),
+        "Cold start": plain(lines, "cold", ("world", "resolution", "details")),
+        "Memory": plain(lines, "memory", ("world", "rows")),
+        "The machine": plain(lines, "machine", ()),
+        "Not measured, or wrong": missing(lines),
+    }
+
+
+def write_report(path: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """A folder with report.md and its plots; whole or not at all. Raises RecordError, ReportError."""
+    from engine.bench.plots import draw_plots
+
+    lines = latest(path)
+    with writing_folder(out, marker=REPORT, overwrite=overwrite, error=ReportError) as folder:
+        plots = draw_plots(lines, folder)
+        text = ["# Benchmark", about(lines)]
+        for title, body in sections(lines).items():
+            if body:
+                text += [f"## {title}", body]
+                text += [f"![{alt}]({file})" for section, alt, file in plots if section == title]
+        (folder / REPORT).write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    return Path(os.fspath(out)) / REPORT

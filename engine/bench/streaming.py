@@ -1,0 +1,84 @@
+"""The suite of mixed requests: each has its own condition, easy or hard, and its own number of attributes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.bench.contest import Bench, Openers, Run
+from engine.bench.problem import Problem, Target, hard
+from engine.bundle import Bundle
+from engine.requests import Request, Sample
+from engine.sampler import Sampler
+
+STREAM_ERROR = 1e-5  # of w, against the same request solved alone
+CAPACITY, REQUESTS, REQUESTS_QUICK = 16, 192, 24
+# Requests in, samples in the same order out.
+Way = Callable[[list[Request]], list[Sample]]
+
+
+def stream(bench: Bench) -> None:
+    """Mixed requests, batch after batch and in one queue; with pictures too, where the bundle can draw."""
+    bundle, count = bench.bundle, REQUESTS_QUICK if bench.quick else REQUESTS
+    requests = mixed(bundle, count)
+    line = {"suite": "stream", "world": bundle.path.stem, "bundle": bundle.hash[:12], "rows": count,
+            "capacity": CAPACITY}  # fmt: skip
+    with Sampler(bundle, capacity=CAPACITY, threads=bench.threads) as sampler:
+        alone = np.stack([sampler.solve([request])[0].w for request in requests])
+        ways: dict[str, Way] = {"one queue": sampler.solve}
+        bench.contest({**line, "pictures": False}, openers(requests, sampler.solve, ways), partial(examine, alone))
+        if "synthesis" in bundle.manifest.graphs:
+            ways = {"stream": partial(streamed, sampler), "submit": partial(submitted, sampler)}
+            bench.contest({**line, "pictures": True}, openers(requests, sampler.sample, ways), partial(examine, alone))
+
+
+def openers(requests: list[Request], static: Way, ways: dict[str, Way]) -> Openers:
+    def in_batches(requests: list[Request]) -> list[Sample]:
+        parts = (requests[first : first + CAPACITY] for first in range(0, len(requests), CAPACITY))
+        return [sample for part in parts for sample in static(part)]
+
+    def opened(way: Way) -> Run:
+        return lambda: np.stack([sample.w for sample in way(requests)])
+
+    return {name: partial(opened, way) for name, way in {"static batches": in_batches, **ways}.items()}
+
+
+def streamed(sampler: Sampler, requests: list[Request]) -> list[Sample]:
+    """In the order of the requests."""
+    found = {id(sample.request): sample for sample in sampler.stream(requests)}
+    return [found[id(request)] for request in requests]
+
+
+def submitted(sampler: Sampler, requests: list[Request]) -> list[Sample]:
+    return [future.result() for future in [sampler.submit(request) for request in requests]]
+
+
+def examine(alone: Array, w: Array) -> dict[str, Any]:
+    error = float(np.abs(w - alone).max())
+    check = "passed" if error <= STREAM_ERROR else "w is not that of the request alone"
+    return {"check": check, "details": {"error": error}}
+
+
+def mixed(bundle: Bundle, count: int) -> list[Request]:
+    """Requests of one to twelve attributes; one in five asks for what is rare or cannot be had at all."""
+    rng, label = np.random.default_rng(0), 0 if bundle.generator.labels else None
+    extremes = list(hard(bundle).values())
+    requests = []
+    for seed in range(count):
+        if rng.random() < 0.2:
+            targets = extremes[rng.integers(len(extremes))]
+        else:
+            names = rng.permutation(list(bundle.attributes))[: rng.integers(1, min(12, len(bundle.attributes)) + 1)]
+            targets = tuple(any_target(rng, bundle, str(name)) for name in names)
+        requests.append(Request(Problem(bundle, targets, 1).condition, seed=seed, label=label))
+    return requests
+
+
+def any_target(rng: np.random.Generator, bundle: Bundle, name: str) -> Target:
+    attribute = bundle.attributes[name]
+    if attribute.kind == "class":
+        return Target(name, int(rng.integers(len(attribute.classes))))
+    low, high = attribute.range
+    return Target(name, round(float(low + rng.uniform(0.2, 0.8) * (high - low)), 4))

@@ -1,0 +1,225 @@
+"""Continuous batching for many threads: a queue of requests in, futures out.
+
+One thread solves: it keeps the rows of a batch busy and refills them from the queue as they finish. Another decodes
+what has finished, a few pictures at a time, while the first goes on. Both sleep when there is nothing to do.
+"""
+
+import atexit
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+from queue import SimpleQueue
+from threading import Condition, Thread, current_thread
+from typing import TYPE_CHECKING
+
+from engine.drive import Ticket
+from engine.errors import ClosedError, DeadlineError, QueueFullError
+from engine.requests import Request, Sample
+
+if TYPE_CHECKING:
+    from engine.sampler import Sampler
+
+QUEUE, DECODE_BATCH = 256, 8
+# Seconds between looks through a long queue for what was cancelled or is too late; rows are looked at every step.
+SWEEP = 0.02
+
+
+class Service:
+    """Solves and decodes what threads submit, on a batch of its own.
+
+    queue_size     requests that may wait for a row; ``submit`` waits when they are that many
+    decode_batch   pictures that are decoded together at most. With more than twice as many waiting to be decoded, that
+                   many fewer rows are refilled, so that memory stays flat when decoding is the slower part
+
+    A request becomes a ticket, which lies in exactly one of ``waiting``, ``solving`` and ``decoding``, and is settled
+    when it leaves the last of them. Use it in a ``with`` block, or call ``close``.
+    """
+
+    def __init__(self, sampler: "Sampler", *, queue_size: int = QUEUE, decode_batch: int = DECODE_BATCH):
+        self.sampler, self.queue_size, self.decode_batch = sampler, queue_size, decode_batch
+        self.waiting: deque[Ticket] = deque()
+        self.solving: set[Ticket] = set()
+        self.decoding: deque[Ticket] = deque()
+        # Guards all of the above and below; notified whenever they change.
+        self.changed = Condition()
+        self.threads: list[Thread] = []
+        self.is_open = self.is_solving = True
+        self.next_sweep = 0.0
+
+    def submit(self, request: Request, *, deadline: float | None = None, block: bool = True,
+               timeout: float | None = None) -> Future[Sample]:  # fmt: skip
+        """The future of the request's decoded sample.
+
+        deadline         seconds from now. If the sample is not there by then, the future raises DeadlineError, and its
+                         row is given to others at the next step; a picture that is being decoded is finished
+        block, timeout   whether, and for how many seconds, to wait for room in the queue
+
+        ``cancel`` of the future works until the sample is there, also while its row runs. Callbacks of the future run
+        in the service's threads and must not wait. Raises QueueFullError, ClosedError, and at once whatever is wrong
+        with the request.
+        """
+        if not isinstance(request, Request):
+            raise TypeError(f"expected a Request, found {type(request).__name__}")
+        end = math.inf if deadline is None else time.monotonic() + deadline
+        ticket = Ticket(request, self.sampler.start(request, request.expression, None), end)
+        with self.changed:
+            has_room = self.changed.wait_for(
+                lambda: not self.is_open or len(self.waiting) < self.queue_size, timeout if block else 0
+            )
+            if not has_room:
+                raise QueueFullError(f"the queue is full with {self.queue_size} requests: submit fewer at a time, wait "
+                                     "longer, or open the sampler with a larger queue_size")  # fmt: skip
+            if not self.is_open:
+                raise ClosedError("this sampler was closed: open another one to submit requests")
+            self.waiting.append(ticket)
+            self.start()
+            self.changed.notify_all()
+        return ticket.future
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Submit all, with a bounded number under way, and yield what has finished. For a service of one's own."""
+        finished: SimpleQueue[Future[Sample]] = SimpleQueue()
+        pending, most = 0, self.sampler.capacity + 2 * self.decode_batch
+        for request in requests:
+            self.submit(request).add_done_callback(finished.put)
+            pending += 1
+            while pending == most or not finished.empty():
+                yield finished.get().result()
+                pending -= 1
+        for _ in range(pending):
+            yield finished.get().result()
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Refuse further requests, finish those that are there or ``cancel`` them, and end the threads. Idempotent."""
+        with self.changed:
+            self.is_open = False
+            tickets = [*self.waiting, *self.solving, *self.decoding] if cancel else []
+        for ticket in tickets:
+            ticket.future.cancel()
+        with self.changed:
+            self.changed.notify_all()
+        if current_thread() not in self.threads:  # a future's callback may close, and cannot wait for itself
+            for thread in self.threads:
+                thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.close(cancel=kind is not None)
+
+    # --- the solving thread --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the threads with the first request."""
+        if self.threads:
+            return
+        # Daemons: the interpreter waits for others before it comes to what atexit holds.
+        self.threads = [Thread(target=f, name=f"lace-{f.__name__}", daemon=True) for f in (self.solve, self.decode)]
+        atexit.register(self.close, cancel=True)
+        for thread in self.threads:
+            thread.start()
+
+    def solve(self) -> None:
+        """Solve until the service is closed and nothing waits."""
+        while self.is_solving:
+            try:
+                for tickets in self.sampler.run(self.take, self.sampler.capacity):
+                    self.hand_over(tickets)
+            except Exception as error:  # a fault of the runtime: the rows in flight share it, later ones need not
+                with self.changed:
+                    failed, self.solving = self.solving, set()
+                settle(failed, error)
+            else:
+                with self.changed:
+                    self.is_solving = False
+                    self.changed.notify_all()
+
+    def take(self, running: int) -> list[Ticket]:
+        """Tickets for free rows. While no row runs it waits for some; none then means that the service has ended."""
+        while True:
+            with self.changed:
+                gone = self.swept() if not running or time.monotonic() >= self.next_sweep else []
+                taken = [self.waiting.popleft() for _ in range(min(self.room(), len(self.waiting)))]
+                self.solving.update(taken)
+                has_ended = not self.is_open and not self.waiting
+                if gone or taken:
+                    self.changed.notify_all()
+                elif not running and not has_ended:
+                    self.changed.wait(self.patience())
+            settle(gone, late())
+            if taken or running or has_ended:
+                return taken
+
+    def swept(self) -> list[Ticket]:
+        """Take those that nobody wants any more out of the queue."""
+        self.next_sweep = time.monotonic() + SWEEP
+        gone = [ticket for ticket in self.waiting if ticket.is_gone()]
+        for ticket in gone:
+            self.waiting.remove(ticket)
+        return gone
+
+    def room(self) -> int:
+        """Rows that may start now."""
+        return self.sampler.capacity - len(self.solving) - max(0, len(self.decoding) - 2 * self.decode_batch)
+
+    def patience(self) -> float | None:
+        """Seconds to the first deadline in the queue."""
+        first = min((ticket.deadline for ticket in self.waiting), default=math.inf)
+        return None if first == math.inf else max(0.0, first - time.monotonic())
+
+    def hand_over(self, tickets: list[Ticket]) -> None:
+        """Finished rows go to the decoding thread; those that were dropped end here."""
+        with self.changed:
+            self.solving.difference_update(tickets)
+            self.decoding.extend(ticket for ticket in tickets if ticket.sample is not None)
+            self.changed.notify_all()
+        settle((ticket for ticket in tickets if ticket.sample is None), late())
+
+    # --- the decoding thread -------------------------------------------------------------------------------------
+
+    def decode(self) -> None:
+        """Decode until nothing more can come. A ticket stays in ``decoding`` until it is settled."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.decoding or not self.is_solving)
+                tickets = list(islice(self.decoding, self.decode_batch))
+            if not tickets:
+                return
+            self.finish(tickets)
+            with self.changed:
+                for _ in tickets:
+                    self.decoding.popleft()
+                self.changed.notify_all()
+
+    def finish(self, tickets: list[Ticket]) -> None:
+        """Decode together what somebody still wants, and settle all."""
+        gone = [ticket for ticket in tickets if ticket.is_gone()]
+        settle(gone, late())
+        wanted = [ticket for ticket in tickets if ticket not in gone]
+        try:
+            samples = self.sampler.render([ticket.sample for ticket in wanted if ticket.sample is not None])
+        except Exception as error:
+            settle(wanted, error)
+            return
+        for ticket, sample in zip(wanted, samples, strict=True):
+            settle([ticket], sample)
+
+
+def settle(tickets: Iterable[Ticket], end: Sample | Exception) -> None:
+    """Give futures their end. Those that were cancelled before keep that, and whoever waits for them hears of it."""
+    for ticket in tickets:
+        if not ticket.future.set_running_or_notify_cancel():
+            continue
+        if isinstance(end, Exception):
+            ticket.future.set_exception(end)
+        else:
+            ticket.future.set_result(end)
+
+
+def late() -> DeadlineError:
+    return DeadlineError("the deadline passed before the sample was finished: allow more seconds, or submit less")
