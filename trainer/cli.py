@@ -82,6 +82,7 @@ def add_heads(parser: argparse.ArgumentParser) -> None:
     add("--attributes", nargs="+", metavar="NAME", help="only these (all)")
     add("--samples", type=positive, default=40_000, help="samples of the generator (40000)")
     add("--steered", type=positive, metavar="COUNT", help="with --gan: then train again, with as many steered samples")
+    add("--start", type=Path, nargs="+", metavar="FILE", help="heads that steer first (new ones, from plain samples)")
     add("--rounds", type=positive, default=1, help="how often to steer and train again (1)")
     add("--up-dim", type=positive, help="width of the last hidden layer (half of w, at most 128)")
     add("--epochs", type=positive, default=50, help="(50)")
@@ -124,6 +125,7 @@ def train_identity(options: argparse.Namespace, report: Report) -> dict:
 
 
 def train_heads(options: argparse.Namespace, report: Report) -> dict:
+    from exporter.heads import load_heads
     from trainer import heads
     from trainer.lace_data import lace_pairs
     from trainer.pairs import Labellers, sampled_pairs
@@ -134,6 +136,8 @@ def train_heads(options: argparse.Namespace, report: Report) -> dict:
             raise LaceError(f"--{given.replace('_', '-')} needs --{needed}")
     if options.steered and not options.gan:
         raise LaceError("--steered draws samples of a generator: it needs --gan and --labeller")
+    if options.start and not options.steered:
+        raise LaceError("--start names heads that steer: it needs --steered")
     seed = options.seed or 0
     if options.gan:
         labellers = Labellers(options.labeller)
@@ -144,12 +148,17 @@ def train_heads(options: argparse.Namespace, report: Report) -> dict:
     pairs = pairs.select(options.attributes) if options.attributes else pairs
     up_dim = options.up_dim or min(128, pairs.w.shape[1] // 2)
     config = heads.HeadsConfig(up_dim, options.batch, options.epochs, options.rate, options.warmup, seed)
-    trained = heads.train_heads(pairs, config, progress=report)
+    if options.start:
+        stacks = [load_heads(path) for path in options.start]
+    else:
+        trained = heads.train_heads(pairs, config, progress=report)
+        stacks = trained.stacks
     for number in range(options.rounds if options.steered else 0):
-        steered = steered_pairs(options.gan, trained.stacks, labellers, count=options.steered,
+        steered = steered_pairs(options.gan, stacks, labellers, count=options.steered,
                                 seed=(seed << 8) + number, progress=report)  # fmt: skip
         pairs = joined(pairs, steered)
         trained = heads.train_heads(pairs, config, progress=report)
+        stacks = trained.stacks
     paths = heads.save_heads(options.out, trained)
     return {"heads": [str(path) for path in paths], "pairs": len(pairs.w), "accuracy": trained.validation,
             "test_accuracy": trained.test, "best_epoch": trained.best_epoch, "seconds": trained.seconds}  # fmt: skip
