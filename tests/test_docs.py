@@ -39,7 +39,11 @@ def blocks(page: Path, kind: str) -> list[str]:
 def command_lines(page: Path) -> Iterator[list[str]]:
     """Words of each lace command in the page's shell blocks and in its tables of examples."""
     for block in blocks(page, "sh"):
-        yield from (shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("lace-"))
+        yield from (
+            shlex.split(line, comments=True)
+            for line in block.replace("\\\n", " ").splitlines()
+            if line.startswith("lace-")
+        )
     for line in page.read_text(encoding="utf-8").splitlines():
         if re.match(r"\| `lace-\w+` \|", line):
             yield from (shlex.split(code) for code in re.findall(r"`(lace-\w+ [^`]*)`", line))
@@ -102,7 +106,7 @@ def test_command_lines_are_understood(page):
 def test_options_that_are_named_exist(page):
     parsers = [*map(build_parser, COMMANDS), config_f.build_parser(), readme.build_parser()]
     known = OTHER_OPTIONS.union(*map(options, parsers))
-    found = set(re.findall(r"(?<![\w<-])--[a-z][a-z-]*", page.read_text(encoding="utf-8")))
+    found = set(re.findall(r"(?<![\w<-])--[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")))
     assert found <= known
 
 

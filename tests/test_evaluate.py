@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from engine.bundle import sha256
@@ -14,14 +13,14 @@ from engine.condition import attr
 from engine.errors import LaceError
 from engine.grammar import parse
 from engine.tape import lower
-from exporter.export import export
-from exporter.heads import HeadStack
 from tests import tiny
-from trainer import classifier, cli_eval
-from trainer.evaluate import Result, Score, as_logits, score, summarise, wilson
+from tests.evaluation import made_once, world_head
+from trainer import cli_eval
+from trainer.evaluation.goal import Result, Score, as_logits, score, summarise
+from trainer.evaluation.questions import CONDITIONS, asked, check_judge, default_conditions, statements
+from trainer.evaluation.statistics import wilson
 from trainer.faces import ATTRIBUTES
 from trainer.faces.factors import Attribute
-from trainer.questions import CONDITIONS, asked, check_judge, default_conditions, statements
 
 SMILE, AGE = Attribute("smile", "class", ("no", "yes")), Attribute("age", "value")
 HAIR = Attribute("hair", "class", ("black", "blond", "red"))
@@ -48,8 +47,8 @@ def test_statements_are_what_must_all_hold():
 
 
 def test_scores_of_labels_made_by_hand():
-    seen = as_logits(Fake, np.array([[1, 0.50, 2], [1, 0.65, 2], [0, 0.40, 1], [1, 0.45, 2]], np.float32))
-    plain = as_logits(Fake, np.array([[0, 0.0, 2], [1, 1.0, 0]], np.float32))
+    seen = as_logits(Fake.attributes, np.array([[1, 0.50, 2], [1, 0.65, 2], [0, 0.40, 1], [1, 0.45, 2]], np.float32))
+    plain = as_logits(Fake.attributes, np.array([[0, 0.0, 2], [1, 1.0, 0]], np.float32))
     smile, age, red = (score(parse(t), Fake.by_name, seen, seen, plain) for t in ("smile", "age=0.5", "hair=red"))
     assert (smile.rate, smile.plain, smile.error, smile.met) == (0.75, 0.5, None, False)
     assert (smile.low, smile.high) == wilson(3, 4)
@@ -109,21 +108,9 @@ def bundle_like() -> dict:
             for h in tiny.stack(a.name, {a.name: len(a.classes) or 1}).attributes}  # fmt: skip
 
 
-def world_head() -> HeadStack:
-    """One random head of all the world's attributes."""
-    stack = tiny.stack("world", {a.name: len(a.classes) or 1 for a in ATTRIBUTES})
-    named = tuple(replace(h, classes=a.classes) for h, a in zip(stack.attributes, ATTRIBUTES, strict=True))
-    return replace(stack, attributes=named)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A random generator of 8 px, and an untrained judge of such pictures."""
-    folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    classifier.save(classifier.Classifier(classifier.Shape((4, 8), (1,), size=8)), folder / "judge.safetensors")
-    bundle = export(tiny.parts(), [world_head()], out=folder / "tiny.lace")
-    return bundle, str(folder / "judge.safetensors")
+    return made_once(tmp_path_factory)
 
 
 def run(made, *options: str) -> int:
@@ -175,7 +162,9 @@ def test_the_labeller_of_the_heads_may_not_judge_them(made, monkeypatch, capsys)
     monkeypatch.setattr(cli_eval, "sha256", lambda path: "the labeller")
     for attribute in world_head().attributes:
         monkeypatch.setitem(made[0].attributes, attribute.name, attribute)
-    opened = replace(next(iter(made[0].attributes.values())), provenance={"trained_on": {"labeller": "the labeller"}})
+    opened = replace(
+        next(iter(made[0].attributes.values())), provenance={"trained_on": {"labellers": ["the labeller"]}}
+    )
     monkeypatch.setitem(made[0].attributes, opened.name, opened)
     monkeypatch.setattr(cli_eval, "open_sampler", lambda options: type("Opened", (), {"bundle": made[0]})())
     assert run(made) == BAD_INPUT

@@ -4,7 +4,6 @@ The judge is a ``trainer.classifier`` that had no part in training the heads. A 
 by its mean absolute error: Nie, Vahdat, Anandkumar, NeurIPS 2021, call the hit rate and 1 - error both ACC.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from engine.condition import Condition, Is
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from engine.tape import satisfied
-from trainer.questions import Judge, asked, statements
+from trainer.evaluation.questions import Judge, Known, asked, statements
+from trainer.evaluation.statistics import wilson
 
 CLASS_GOAL, VALUE_GOAL = 0.95, 0.1  # least hit rate, greatest mean absolute error
 TOLERANCE = 0.1  # within which a single picture meets a value
@@ -85,18 +85,10 @@ class Summary:
     missed: tuple[str, ...]
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a rate. Wilson 1927, J. Am. Stat. Assoc. 22(158); unlike Wald's it holds near 0 and 1."""
-    x = 1.959963984540054
-    centre = (hits + x * x / 2) / (count + x * x)
-    half = x / (count + x * x) * math.sqrt(hits * (count - hits) / count + x * x / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def as_logits(judge: Judge, labels: Array) -> dict[str, Array]:
+def as_logits(attributes: Iterable[Known], labels: Array) -> dict[str, Array]:
     """labels (rows, attributes) as logits that say the same: one-hot rows, values as they are."""
     found = {}
-    for i, attribute in enumerate(judge.attributes):
+    for i, attribute in enumerate(attributes):
         column = labels[:, i]
         found[attribute.name] = (
             np.eye(len(attribute.classes))[column.astype(int)] if attribute.kind == "class" else column[:, None]
@@ -122,7 +114,7 @@ def look(sampler: Sampler, judge: Judge, requests: list[Request]) -> tuple[list[
     times.append(time.perf_counter())
     samples = sampler.render(samples)
     times.append(time.perf_counter())
-    seen = as_logits(judge, judge.predict(np.stack([sample.image for sample in samples])))
+    seen = as_logits(judge.attributes, judge.predict(np.stack([sample.image for sample in samples])))
     times.append(time.perf_counter())
     spent = np.diff(times).round(3).tolist()
     return samples, seen, dict(zip(("solve", "decode", "judge"), spent, strict=True))

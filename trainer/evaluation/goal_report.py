@@ -1,12 +1,8 @@
-"""What lace-eval writes: facts as JSON, tables as Markdown, contact sheets."""
+"""What the suite ``goal`` writes: facts as JSON, tables as Markdown, contact sheets."""
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from numpy import ndarray as Array
@@ -14,7 +10,8 @@ from PIL import Image
 
 from engine.pictures import GAP, PAPER, save_png, table, to_image
 from engine.sampler import Sampler
-from trainer.evaluate import CLASS_GOAL, TOLERANCE, VALUE_GOAL, Result, Score, Summary
+from trainer.evaluation.goal import CLASS_GOAL, TOLERANCE, VALUE_GOAL, Result, Score, Summary
+from trainer.evaluation.origin import commit, machine, versions
 
 REPORT = "report.json"
 WORDS = {1: "one attribute", 2: "two attributes", 3: "three attributes"}
@@ -67,42 +64,6 @@ def summary_row(summary: Summary) -> tuple[str, ...]:
     return (words(summary.attributes), str(summary.conditions), percent(summary.mean_acc), percent(summary.least_acc),
             decimal(summary.mean_error), decimal(summary.most_error), percent(summary.mean_whole),
             f"{len(summary.missed)} below" if summary.missed else "met")  # fmt: skip
-
-
-def machine() -> dict:
-    facts = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {**facts, **({"cpu": names[0]} if names else {})}
-
-
-def versions() -> dict[str, str]:
-    from engine import __version__
-
-    found = {"lace-engine": __version__, "python": platform.python_version()}
-    for package in ("numpy", "torch", "onnxruntime"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """The commit of this code, with a + when files were changed since; None outside a checkout."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-        except OSError:
-            return ""
-        return done.stdout.strip()
-
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "") or None
 
 
 def document(sampler: Sampler, judge: Mapping, results: Sequence[Result], summaries: Sequence[Summary], *,
