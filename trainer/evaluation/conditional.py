@@ -16,7 +16,7 @@ from trainer.evaluation.methods import METHODS, Outcome
 from trainer.evaluation.statistics import bootstrap, half_width
 from trainer.evaluation.store import Cell
 from trainer.evaluation.study import SHOWN, Study
-from trainer.evaluation.targets import SOURCES, Targets, draw, holds, scores, sets
+from trainer.evaluation.targets import SOURCES, Targets, draw, generator, holds, scores, sets
 from trainer.faces import ATTRIBUTES, Factors, render, sample_factors
 
 # Real pictures with the wanted labels: how often the judge agrees with the truth, and the least Fréchet distance that
@@ -40,7 +40,7 @@ def cell(study: Study, method: str, source: str, groups: Sequence[tuple[str, ...
     parts = []
     for k, names in enumerate(groups):
         targets = draw(source, names, study.attributes, count, study.seed, first=k * count)
-        parts.append(rendered(study, targets) if method == RENDERS else asked(study, method, targets))
+        parts.append(rendered(study, targets, source) if method == RENDERS else asked(study, method, targets))
     return joined(study, source, parts, keep_features=method == OURS and source == "training")
 
 
@@ -77,9 +77,9 @@ def measured(study: Study, targets: Targets, outcome: Outcome) -> Cell:
     return Cell(facts, as_floats(rows), {"features": seen.features, "pictures": pictures})
 
 
-def rendered(study: Study, targets: Targets) -> Cell:
-    """Real faces with the wanted labels, all else drawn as the renderer draws it."""
-    drawn = sample_factors(np.random.default_rng([study.seed, targets.first]), len(targets.values))
+def rendered(study: Study, targets: Targets, source: str) -> Cell:
+    """Real faces with the wanted labels: those that training targets were taken from; uniform ones are put in."""
+    drawn = sample_factors(generator(source, targets.names, study.seed), len(targets.values))
     labels = drawn.labels.copy()
     order = [attribute.name for attribute in ATTRIBUTES]
     labels[:, [order.index(name) for name in targets.names]] = targets.values

@@ -9,6 +9,7 @@ from trainer.evaluation.logic import PRODUCT
 from trainer.evaluation.methods import METHODS
 
 SINGLE, THREE, ALL, TRUE, COST = 0.97, 0.95, 0.9, 0.95, 1.1
+EQUAL = 1.05  # Fréchet distances of which one is at most this many times the other count as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def exceptions(size: str, methods: Mapping[str, dict]) -> Iterator[str]:
         other = methods[name]
         if name == OURS:
             continue
-        ahead, farther = other["ahead"], other["fid"] is not None and ours["fid"] > other["fid"]
+        ahead, farther = other["ahead"], other["fid"] is not None and ours["fid"] > EQUAL * other["fid"]
         if ahead["high"] < 0 or (ahead["mean"] < 0 and not farther):
             certain = "ahead" if ahead["high"] < 0 else "ahead within chance"
             yield (f"{size}: {name} is {certain} in ACC ({other['acc']:.3f}, ours {ours['acc']:.3f}) with "

@@ -191,7 +191,7 @@ def solvers(facts: Mapping, folder: Path) -> None:
             if key != "acc":
                 ax.set_yscale("log")
         column[2].axhline(found["reference"]["doubt"]["rms"], color="#444444", lw=0.8, ls=":")
-        column[0].set_title(f"{name}: {', '.join(found['asked'])}" if len(found["asked"]) < 4 else f"{name} attributes")
+        column[0].set_title(f"{name}: {', '.join(found['asked'])}" if len(found["asked"]) < 6 else f"{name} attributes")
         column[2].set_xlabel("evaluations")
     for ax, text in zip(axes[:, 0], ("ACC", "energy", "error of the end, relative"), strict=True):
         ax.set_ylabel(text)

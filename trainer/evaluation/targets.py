@@ -64,10 +64,14 @@ def sets(attributes: Mapping[str, Attribute]) -> dict[str, list[tuple[str, ...]]
 def draw(source: str, names: tuple[str, ...], attributes: Mapping[str, Attribute], count: int, seed: int, *,
          first: int = 0) -> Targets:  # fmt: skip
     """``count`` targets for ``names``; another group, source or seed draws other ones."""
-    rng = np.random.default_rng([seed, zlib.crc32(f"{source} {names}".encode())])
+    rng = generator(source, names, seed)
     columns = training(rng, count) if source == "training" else {}
     values = [clipped(columns[n], attributes[n]) if columns else uniform(rng, count, attributes[n]) for n in names]
     return Targets(names, np.stack(values, axis=1).round(4), first)
+
+
+def generator(source: str, names: tuple[str, ...], seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(f"{source} {names}".encode())])
 
 
 def training(rng: np.random.Generator, count: int) -> dict[str, Array]:
