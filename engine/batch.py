@@ -57,13 +57,16 @@ class Batch:
     z, gradient   (capacity, width)        state and grad log p at it
     jacobian      (capacity, R, width)     du/dz, padded to the widest tape's R columns   } kept only by
     curvature     (capacity, R, R)         of -log p in u                                 } linearising solvers
+    origin        (capacity, width)        where the row began
     clock, step   (capacity,) float64      position on the solver's clock, next step
     error         (capacity,) float64      last accepted error, for PI control
+    reach         (capacity,) float64      longest step that the budget may force
     """
 
     def __init__(self, capacity: int, width: int, w_dim: int, dtype: np.dtype):
         self.capacity, self.dtype = capacity, np.dtype(dtype)
         self.z = np.zeros((capacity, width), dtype)
+        self.origin = np.zeros((capacity, width), dtype)
         self.gradient = np.zeros((capacity, width), dtype)
         self.psi = np.ones((capacity, 1), dtype)
         self.label = np.zeros(capacity, np.int64)
@@ -74,7 +77,8 @@ class Batch:
         self.columns = np.zeros(capacity, np.int64)
         self.near = np.zeros(capacity)
         self.logp = np.zeros(capacity)
-        self.clock, self.step, self.error = np.zeros(capacity), np.zeros(capacity), np.ones(capacity)
+        self.clock, self.step = np.zeros(capacity), np.zeros(capacity)
+        self.error, self.reach = np.ones(capacity), np.full(capacity, np.inf)
         self.status = np.full(capacity, Status.DONE, np.int8)
         counters = np.zeros((4, capacity), np.int64)
         self.steps, self.evaluations, self.rejected, self.forced = counters
@@ -83,12 +87,14 @@ class Batch:
 
     def admit(self, row: int, start: Start) -> None:
         """Put a request into a free slot; every trace of the slot's former row is overwritten."""
-        self.z[row], self.psi[row], self.label[row] = start.z, start.psi, start.label
+        self.z[row], self.origin[row] = start.z, start.z
+        self.psi[row], self.label[row] = start.psi, start.label
         self.anchor_z[row], self.anchor_w[row] = start.anchor_z, start.anchor_w
         self.tapes[row], self.seeds[row] = start.tape, start.seed
         self.columns[row], self.near[row] = len(start.tape.columns), start.tape.near
         self.widen(len(start.tape.columns))
-        self.clock[row], self.step[row], self.error[row] = 0.0, 0.0, 1.0
+        self.jacobian[row], self.curvature[row] = 0.0, 0.0
+        self.clock[row], self.step[row], self.error[row], self.reach[row] = 0.0, 0.0, 1.0, np.inf
         for counter in (self.steps, self.evaluations, self.rejected, self.forced):
             counter[row] = 0
         self.status[row] = Status.RUNNING

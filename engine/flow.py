@@ -23,13 +23,14 @@ from kernels.tape import evaluate as interpret
 class Point:
     """The field at one z per row.
 
-    logp (n,), w (n, w_dim), gradient (n, width); with ``linear`` also jacobian (n, R, width) and curvature
-    (n, R, R), where a row fills as many entries as its tape has columns.
+    logp (n,), w (n, w_dim), gradient (n, width) and cotangents (n, R), the gradient in the tape's columns; with
+    ``linear`` also jacobian (n, R, width) and curvature (n, R, R). A row fills as many entries as its tape has columns.
     """
 
     logp: Array
     w: Array
     gradient: Array
+    cotangents: Array
     jacobian: Array
     curvature: Array
 
@@ -49,9 +50,9 @@ class Flow:
         wanted = self.wanted([tape for tape, _ in groups])
         w, found = self.forward(batch, rows, z, wanted, slopes=True)
         r = max((len(tape.columns) for tape, _ in groups), default=0)
-        point = Point(np.zeros(n), w, np.zeros((n, width), z.dtype), np.empty(0), np.zeros((n, r, r)))
         # One more slot than columns: the cotangent of ``near``, which reads w itself.
         weights = np.zeros((n, r + 1), z.dtype)
+        point = Point(np.zeros(n), w, np.zeros((n, width), z.dtype), weights[:, :r], np.empty(0), np.zeros((n, r, r)))
         on_w = np.zeros((n, r + 1, w.shape[1]), z.dtype)
         reads_z = any(self.heads[head].space == "z" for head in wanted)
         on_z = np.zeros((n, r + 1, width if reads_z else 0), z.dtype)
@@ -106,7 +107,7 @@ class Flow:
         """Without derivatives: log p (n,), w (n, w_dim), and each row's logits by attribute."""
         groups = group_by_tape(batch, rows)
         w, found = self.forward(batch, rows, z, self.wanted([tape for tape, _ in groups]), slopes=False)
-        point = Point(np.zeros(len(rows)), w, np.zeros_like(z), np.empty(0), np.empty(0))
+        point = Point(np.zeros(len(rows)), w, np.zeros_like(z), *[np.empty(0)] * 3)
         logits: list[dict[str, Array]] = [{} for _ in rows]
         for tape, part in groups:
             u = self.columns(found, tape, part)

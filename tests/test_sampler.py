@@ -126,8 +126,8 @@ def test_the_pinned_solve(tmp_path):
     """A regression net: change the literals only together with a reason."""
     bundle = random_world(tmp_path / "b", dim=16, layers=2)
     sample = Sampler(bundle, runtime="numpy").solve("smile & ~glasses & age=0.75", 5)[0]
-    assert sample.z[:4] == pytest.approx([0.66672814, 0.34743277, 0.11138207, 0.21685876], abs=1e-6)
-    assert sample.energy == pytest.approx(0.7263706579, abs=1e-6)
+    assert sample.z[:4] == pytest.approx([0.65974084, 0.3460896, 0.13739427, 0.2290206], abs=1e-6)
+    assert sample.energy == pytest.approx(0.7276082109, abs=1e-6)
 
 
 def test_strict_lists_the_rows_that_failed(sampler):
@@ -331,7 +331,7 @@ def test_near_in_a_plain_request_holds_on_to_its_own_start(sampler):
 def test_repr_names_everything_that_can_change_a_bit(world):
     text = repr(Sampler(world, runtime="numpy", capacity=5, rtol=1e-4, truncation=0.6, logic="lace", temperature=2.0))
     expected = ("runtime=numpy", np.__version__, "device=cpu", "precision=fp64", "capacity=5", "solver=gauss-newton",
-                "rtol=0.0001", "atol=0.001", "max_evaluations=32", "steps=None", "clock=flow", "logic=lace",
+                "rtol=0.0001", "atol=0.002", "max_evaluations=32", "steps=None", "clock=flow", "logic=lace",
                 "temperature=2.0", "truncation=0.6", world.hash[:12], repr(world.path.name))  # fmt: skip
     assert [part for part in expected if part not in text] == []
 

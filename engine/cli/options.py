@@ -10,7 +10,7 @@ from numpy import ndarray as Array
 from engine.bundle import Attribute
 from engine.errors import LaceError
 from engine.requests import Sample
-from engine.runtimes import RUNTIMES
+from engine.runtimes import AUTO, RUNTIMES
 from engine.sampler import Sampler
 from engine.solvers import SOLVERS
 from engine.tape import LOGICS
@@ -54,8 +54,12 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("solving")
     group.add_argument("--solver", choices=list(SOLVERS), default="gauss-newton", metavar="NAME",
                        help=f"{', '.join(SOLVERS)} (gauss-newton)")  # fmt: skip
-    group.add_argument("--rtol", type=tolerance, metavar="X", help="relative tolerance of adaptive solvers (1e-3)")
-    group.add_argument("--atol", type=tolerance, metavar="X", help="absolute tolerance of adaptive solvers (1e-3)")
+    group.add_argument(
+        "--rtol", type=tolerance, metavar="X", help="relative tolerance (0.15 for gauss-newton, 1e-3 for the others)"
+    )
+    group.add_argument(
+        "--atol", type=tolerance, metavar="X", help="absolute tolerance (2e-3 for gauss-newton, 1e-3 for the others)"
+    )
     group.add_argument("--steps", type=positive, metavar="N", help="that many fixed steps instead of adaptive ones")
     group.add_argument("--max-evaluations", type=positive, metavar="N", help="budget of a row (32 for gauss-newton)")
     group.add_argument("--clock", choices=["flow", "paper"], help="time of the Runge-Kutta solvers (flow)")
@@ -65,8 +69,9 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     group.add_argument("--runtime", choices=["auto", *RUNTIMES], default="auto", metavar="NAME",
                        help=f"auto, {', '.join(RUNTIMES)} (auto)")  # fmt: skip
-    group.add_argument("--precision", metavar="P", help="of openvino: fp32, bf16 or bf16-jacobian (fp32)")
-    group.add_argument("--device", default="cpu", help="cpu (cpu)")
+    group.add_argument("--precision", metavar="P",
+                       help="openvino: fp32, bf16, bf16-jacobian (fp32); on a GPU: tf32 (the bundle's)")  # fmt: skip
+    group.add_argument("--device", choices=list(AUTO), default="cpu", help=f"{', '.join(AUTO)} (cpu)")
     group.add_argument("--capacity", type=positive, default=64, metavar="N", help="rows in flight (64)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="0: the runtime's own choice (0)")
 
@@ -105,6 +110,19 @@ def record(sample: Sample, sampler: Sampler, logits: Mapping[str, Array]) -> dic
         "evaluations": sample.evaluations,
         "forced": sample.forced,
         "attributes": readings(sampler.bundle.attributes, logits),
+    }
+
+
+def told(sampler: Sampler) -> dict[str, str]:
+    """For samples.json: what computed the samples."""
+    runtime = sampler.runtime
+    return {
+        "bundle": sampler.bundle.hash,
+        "runtime": runtime.name,
+        "version": runtime.version,
+        "device": runtime.device,
+        "precision": runtime.precision,
+        "sampler": repr(sampler),
     }
 
 

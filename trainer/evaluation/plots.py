@@ -22,7 +22,7 @@ COLOURS = {
 # Solvers by kind: colour, and which families belong to it.
 KINDS = {
     "gauss-newton, budgets": ("#d55e00", ("gauss-newton",)),
-    "gauss-newton, 1e-2 or no budget": ("#a93226", ("gauss-newton, 1e-02", "gauss-newton, no budget")),
+    "gauss-newton, no budget": ("#a93226", ("gauss-newton, no budget",)),
     "gauss-newton, fixed steps": ("#f0b27a", ("gauss-newton, fixed steps",)),
     "dopri5, shared step (paper)": ("#009e73", ("dopri5 (paper)",)),
     "adaptive Runge-Kutta, per row": ("#0072b2", ("heun-euler", "bosh3", "dopri5", "tsit5")),

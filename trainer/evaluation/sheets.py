@@ -26,8 +26,9 @@ def sheet(rows: Sequence[tuple[str, Sequence[Array]]], heads: Sequence[str] = ()
     columns = max(len(pictures) for _, pictures in lines)
     whole = Image.new("RGB", (MARGIN + columns * (width + GAP), top + len(lines) * (height + GAP) - GAP), PAPER)
     draw = ImageDraw.Draw(whole)
+    small = ImageFont.load_default(size=SIZE - 3)
     for column, head in enumerate(heads):
-        draw.text((MARGIN + column * (width + GAP) + GAP, 0), head, fill=INK, font=font)
+        draw.text((MARGIN + column * (width + GAP) + GAP, 2), head, fill=INK, font=small)
     for i, (caption, pictures) in enumerate(lines):
         y = top + i * (height + GAP)
         block = wrap(caption, font, MARGIN - 12)
