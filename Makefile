@@ -7,7 +7,7 @@ TORCH  := torch==2.13.0
 # The CPU build of torch is a tenth of the size of the default one on Linux. Its index is used where it answers.
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo demo-bundle test test-all lint eval clean
+.PHONY: setup demo demo-bundle test test-all gpu sanitize lint eval clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,16 @@ test: setup
 test-all: setup
 	$(BIN)/pytest -q -m "not gpu"
 
+# On a machine with a GPU, after pip install -e '.[gpu]' into the environment. See docs/gpu.md.
+gpu: setup
+	$(BIN)/pytest -q -m gpu -rs tests/test_gpu_*.py
+
+# Every kernel under NVIDIA's checkers of memory, races and uninitialised reads.
+sanitize: setup
+	for tool in memcheck racecheck initcheck synccheck; do echo $$tool; \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(BIN)/python -m pytest -q -m gpu -k "kernel and 3-" tests/test_gpu_solve.py || exit 1; done
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,9 +50,9 @@ demo-bundle: setup
 	for seed in 11 12 13; do \
 	    $(BIN)/lace-train classifier --role labeller --seed $$seed --out runs/labeller-$$seed.safetensors; done
 	$(BIN)/lace-train classifier --role judge --out runs/judge.safetensors
-	$(BIN)/lace-train gan --data render:40000 --size 64 --pictures 600_000 --features runs/labeller-12.safetensors \
+	$(BIN)/lace-train gan --data render:40000 --size 64 --pictures 770_000 --features runs/labeller-12.safetensors \
 	    --out runs/gan
-	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --samples 60_000 --steered 24_576 --rounds 2 \
+	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --samples 60_000 --steered 32_768 --rounds 2 \
 	    --labeller runs/labeller-11.safetensors runs/labeller-13.safetensors --epochs 20 --batch 256 --rate 3e-4 \
 	    --out runs/heads
 	$(BIN)/lace-export --gan runs/gan/generator.safetensors --heads runs/heads/*.safetensors --name faces \

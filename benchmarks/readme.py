@@ -1,7 +1,7 @@
-"""Write the numbers of the README from benchmarks/results/*.json:  python benchmarks/readme.py [--check]
+"""Write the numbers of the README from benchmarks/results:  python benchmarks/readme.py [--check]
 
-The files come from benchmarks/config_f.py and from lace-eval (its report.json, under any name). No number in that
-section is typed by hand.
+The files come from benchmarks/config_f.py, from lace-eval (its report.json, under any name) and, as JSON lines, from
+benchmarks/run.py. No number in that section is typed by hand.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- numbers:begin -->", "<!-- numbers:end -->"
 NOTHING = "Nothing is recorded yet: `benchmarks/results` is empty."
+MORE = ("All suites, with plots and what was not reached: [docs/benchmarks](docs/benchmarks/report.md). Command: "
+        "`python -m benchmarks.run --suite all`.")  # fmt: skip
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
@@ -107,6 +109,13 @@ hold*: every statement is true of the picture, values within {goal["tolerance"]:
 {machine.get("cpu", "an unnamed processor")}; bundle {body["bundle"][:12]}, commit {short(body["commit"])}."""
 
 
+def speed(path: Path) -> str:
+    """The short form of a run of benchmarks/run.py."""
+    from engine.bench.report import table as short_form
+
+    return f"### Speed beside others, on the same weights\n\n{short_form(path)}\n\n{MORE}"
+
+
 def section(results: Path) -> str:
     """The text between the markers."""
     parts = []
@@ -118,6 +127,7 @@ def section(results: Path) -> str:
             parts.append((1, evaluation(body)))
         else:
             raise ReadmeError(f"{path} is neither of benchmarks/config_f.py nor of lace-eval")
+    parts += [(3, speed(path)) for path in sorted(results.glob("*.jsonl"))]
     return "\n\n".join(text for _, text in sorted(parts)) or NOTHING
 
 

@@ -33,19 +33,23 @@ NOISE = 0.1  # strength of a layer's noise: with the zero that weights start fro
 SAMPLES = 1000
 
 
-def world(folder: Path, resolution: int | None = None, *, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN) -> Bundle:
+def world(folder: Path, resolution: int | None = None, *, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN,
+          precision: str = "fp32") -> Bundle:  # fmt: skip
     """The bundle ``ffhq.lace`` without a synthesis, or ``ffhq-{resolution}.lace`` with one; made if it is not there.
 
-    Export and parity check of 1024 pixels take a minute and 3 GB.
+    ``precision`` of the synthesis is in the name too, unless it is fp32. Export and parity check of 1024 pixels take a
+    minute and 3 GB.
     """
-    path = folder / f"ffhq{f'-{resolution}' if resolution else ''}.lace"
+    kind = f"-{precision}" if precision != "fp32" else ""
+    path = folder / f"ffhq{f'-{resolution}{kind}' if resolution else ''}.lace"
     if path.exists():
         return Bundle(path)
     mapping, w = random_mapping(dim)
     stacks = [random_head(i, name, w, hidden) for i, name in enumerate(ATTRIBUTES)]
     if resolution is None:
         return write_field(path, mapping, stacks)
-    return export(parts(mapping, resolution), stacks, out=path, truncation=TRUNCATION, name=path.stem)
+    return export(parts(mapping, resolution), stacks, out=path, truncation=TRUNCATION, name=path.stem,
+                  precision=precision)  # fmt: skip
 
 
 def random_mapping(dim: int) -> tuple[Mapping, np.ndarray]:

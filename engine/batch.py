@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy import ndarray as Array
 
-from engine.tape import Tape
+from engine.tape import EMPTY, Tape
 
 
 class Status(IntEnum):
@@ -58,6 +58,7 @@ class Batch:
     jacobian      (capacity, R, width)     du/dz, padded to the widest tape's R columns   } kept only by
     curvature     (capacity, R, R)         of -log p in u                                 } linearising solvers
     origin        (capacity, width)        where the row began
+    w, logits     (capacity, w_dim), (capacity, L)   at z, where ``is_measured``
     clock, step   (capacity,) float64      position on the solver's clock, next step
     error         (capacity,) float64      last accepted error, for PI control
     reach         (capacity,) float64      longest step that the budget may force
@@ -75,6 +76,9 @@ class Batch:
         self.jacobian = np.zeros((capacity, 0, width), dtype)
         self.curvature = np.zeros((capacity, 0, 0))
         self.columns = np.zeros(capacity, np.int64)
+        self.w = np.zeros((capacity, w_dim), dtype)
+        self.logits = np.zeros((capacity, 0), dtype)
+        self.is_measured = np.zeros(capacity, bool)
         self.near = np.zeros(capacity)
         self.logp = np.zeros(capacity)
         self.clock, self.step = np.zeros(capacity), np.zeros(capacity)
@@ -83,7 +87,7 @@ class Batch:
         counters = np.zeros((4, capacity), np.int64)
         self.steps, self.evaluations, self.rejected, self.forced = counters
         self.seeds = [0] * capacity
-        self.tapes: list[Tape | None] = [None] * capacity
+        self.tapes: list[Tape] = [EMPTY] * capacity
 
     def admit(self, row: int, start: Start) -> None:
         """Put a request into a free slot; every trace of the slot's former row is overwritten."""
@@ -97,7 +101,13 @@ class Batch:
         self.clock[row], self.step[row], self.error[row], self.reach[row] = 0.0, 0.0, 1.0, np.inf
         for counter in (self.steps, self.evaluations, self.rejected, self.forced):
             counter[row] = 0
-        self.status[row] = Status.RUNNING
+        self.status[row], self.is_measured[row] = Status.RUNNING, False
+
+    def keep(self, rows: Array, logp: Array, w: Array, logits: Array) -> None:
+        """What was found at the rows' z: log p (n,), w (n, w_dim), all logits (n, L). Then nobody need measure it."""
+        if self.logits.shape[1] != logits.shape[1]:
+            self.logits = np.zeros((self.capacity, logits.shape[1]), self.dtype)
+        self.logp[rows], self.w[rows], self.logits[rows], self.is_measured[rows] = logp, w, logits, True
 
     def widen(self, columns: int) -> None:
         """Make room for tapes with ``columns`` columns."""

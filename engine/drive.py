@@ -70,11 +70,12 @@ class Lane:
         """Start the fresh rows and advance the running ones; returns the rows (n,) that ended or that nobody wants."""
         status = self.batch.status
         status[[row for row, ticket in self.tickets.items() if ticket.is_gone()]] = Status.DONE
-        fresh = np.array([row for row in self.fresh if status[row] == Status.RUNNING], np.intp)
+        fresh = [row for row in self.fresh if status[row] == Status.RUNNING]
         self.fresh.clear()
         # A row that overflows gets a status; numpy need not warn about it too.
         with np.errstate(over="ignore", invalid="ignore"):
-            begin(self.solver, self.flow, self.batch, fresh)
+            if fresh:
+                begin(self.solver, self.flow, self.batch, np.array(fresh))
             running = self.batch.running()
             if len(running):
                 self.solver.step(self.flow, self.batch, running)

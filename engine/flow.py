@@ -2,20 +2,22 @@
 
 ``log p`` factors into the network z -> w -> u and a small function of u, the tape. So the gradient is
 ``J^T g`` with J = du/dz of the few columns that the row's tape reads, and the Gauss-Newton curvature is
-``J^T C J``. The mapping runs once per call whatever the number of attributes; only heads that some row
-mentions run at all.
+``J^T C J``. The mapping runs once per call whatever the number of attributes; a head runs for the rows that
+mention it, and as many cotangents are pulled back as rows have columns.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import is_not
 
 import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Batch
 from engine.bundle import Bundle
-from engine.runtimes import Field
-from engine.tape import Column, Tape
+from engine.routing import Inputs, Routing, Use
+from engine.runtimes import Field, Linearise
 from kernels.tape import evaluate as interpret
 
 
@@ -23,12 +25,14 @@ from kernels.tape import evaluate as interpret
 class Point:
     """The field at one z per row.
 
-    logp (n,), w (n, w_dim), gradient (n, width) and cotangents (n, R), the gradient in the tape's columns; with
-    ``linear`` also jacobian (n, R, width) and curvature (n, R, R). A row fills as many entries as its tape has columns.
+    logp (n,), w (n, w_dim), logits (n, L) of all heads, not-a-number where a row's call did not need them,
+    gradient (n, width) and cotangents (n, R), the gradient in the tape's columns; with ``linear`` also jacobian
+    (n, R, width) and curvature (n, R, R). A row fills as many entries as its tape has columns.
     """
 
     logp: Array
     w: Array
+    logits: Array
     gradient: Array
     cotangents: Array
     jacobian: Array
@@ -39,145 +43,148 @@ class Flow:
     """A field and the attributes it serves."""
 
     def __init__(self, field: Field, bundle: Bundle, *, in_w: bool = False):
-        self.in_w = in_w
+        self.in_w, self.bundle = in_w, bundle
         self.field, self.labels = field, bundle.generator.labels
-        self.attributes, self.heads = bundle.attributes, bundle.heads
+        self.last: Routing | None = None
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return Inputs.of(self.bundle)
+
+    def route(self, batch: Batch, rows: Array) -> Routing:
+        """The routing of these rows; that of the last call as long as they are the same."""
+        tapes = [batch.tapes[row] for row in rows]
+        last = self.last
+        if last is None or len(last.tapes) != len(tapes) or any(map(is_not, last.tapes, tapes)):
+            last = self.last = Routing(tapes, self.inputs)
+        return last
 
     def evaluate(self, batch: Batch, rows: Array, z: Array, *, linear: bool) -> Point:
         """Evaluate at ``z`` (n, width), one latent for each of ``rows``."""
         n, width = z.shape
-        groups = group_by_tape(batch, rows)
-        wanted = self.wanted([tape for tape, _ in groups])
-        w, found = self.forward(batch, rows, z, wanted, slopes=True)
-        r = max((len(tape.columns) for tape, _ in groups), default=0)
-        # One more slot than columns: the cotangent of ``near``, which reads w itself.
-        weights = np.zeros((n, r + 1), z.dtype)
-        point = Point(np.zeros(n), w, np.zeros((n, width), z.dtype), weights[:, :r], np.empty(0), np.zeros((n, r, r)))
-        on_w = np.zeros((n, r + 1, w.shape[1]), z.dtype)
-        reads_z = any(self.heads[head].space == "z" for head in wanted)
-        on_z = np.zeros((n, r + 1, width if reads_z else 0), z.dtype)
-        for tape, part in groups:
-            k = len(tape.columns)
-            u = self.columns(found, tape, part)
-            v, g, c = interpret(tape.program, parameters(batch, rows[part]), u)
-            point.logp[part], weights[part, :k], point.curvature[part, :k, :k] = v, g, c
-            for slot, column in enumerate(tape.columns):
-                head = self.attributes[column.attribute].head
-                target = on_z if self.heads[head].space == "z" else on_w
-                target[part, slot] = found[head][1][part, wanted[head].index(column)]
-        near = self.add_near(batch, rows, z, point, on_w[:, r], weights[:, r])
-        slots = r + near
-        on_z = on_z[:, :slots] if reads_z else None
-        return self.pull_back(point, weights[:, :slots], on_w[:, :slots], on_z, linear)
-
-    def pull_back(self, point: Point, weights: Array, on_w: Array, on_z: Array | None, linear: bool) -> Point:
-        """Bring the cotangents on w back to z, and sum the gradient."""
-        if not linear and on_w.shape[1]:
-            # The gradient alone needs one cotangent instead of one per column.
-            on_w = weighted_sum(weights, on_w)[:, None]
-            on_z = None if on_z is None else weighted_sum(weights, on_z)[:, None]
-            weights = np.ones((len(weights), 1), on_w.dtype)
-        if not on_w.shape[1]:
-            point.jacobian = np.zeros((*point.gradient.shape[:1], 0, point.gradient.shape[1]), point.gradient.dtype)
+        routing = self.route(batch, rows)
+        fused = self.field.linearise if linear and not routing.reads_z else None
+        if fused:
+            w, logits, pulled = self.linearise(fused, batch, rows, z, routing)
+            on_w = on_z = np.empty(0)
+        else:
+            w, logits, on_w, on_z = self.cotangents(batch, rows, z, routing)
+            pulled = None
+        logp, cotangents, curvature = self.interpret(routing, logits)
+        weights = np.empty(routing.count, z.dtype)
+        weights[routing.pair] = cotangents[routing.row, routing.slot]
+        point = Point(logp, w, logits, np.zeros((n, width), z.dtype), cotangents, np.empty(0), curvature)
+        weights[routing.near_pair] = self.add_near(batch, rows, z, point, routing)
+        if not linear:
+            # The gradient alone needs one cotangent a row instead of one a column.
+            if routing.count:
+                point.gradient += self.field.pullback(routing.add_up(weights, on_w, n)[:, None])[:, 0]
+            if routing.reads_z:
+                point.gradient += routing.add_up(weights, on_z, n)
             return point
-        jacobian = self.field.pullback(np.ascontiguousarray(on_w))
-        if on_z is not None:
-            jacobian = jacobian + on_z
-        point.gradient += weighted_sum(weights, jacobian)
-        point.jacobian = jacobian[:, : point.curvature.shape[1]]
+        if pulled is None:
+            pulled = self.pull_back(routing, n, on_w, on_z)
+        point.gradient += routing.add_up(weights, pulled, n)
+        point.jacobian = np.zeros((n, routing.width, width), z.dtype)
+        point.jacobian[routing.row, routing.slot] = pulled[routing.pair]
         return point
 
-    def add_near(self, batch: Batch, rows: Array, z: Array, point: Point, on_w: Array, weight: Array) -> bool:
-        """near: -k (|w - w_a|^2 + |z - z_a|^2). Adds its z part, leaves its w part as a cotangent."""
-        near = batch.near[rows]
-        if not near.any():
-            return False
-        dz, dw = z - batch.anchor_z[rows], point.w - batch.anchor_w[rows]
+    def linearise(self, fused: Linearise, batch: Batch, rows: Array, z: Array,
+                  routing: Routing) -> tuple[Array, Array, Array]:  # fmt: skip
+        """w, all logits (n, L), and every pair's cotangent on z (pairs, width), in one call."""
+        n, label = len(rows), batch.label[rows] if self.labels else None
+        everybody = np.arange(n)
+        heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype))
+                 for use in routing.uses}  # fmt: skip
+        anchor = batch.anchor_w[rows[routing.near]]
+        w, found, pulled = fused(
+            z, batch.psi[rows], label, heads, routing.pair_row, routing.source, routing.near, anchor
+        )
+        return w, self.all_logits(n, routing, found, z.dtype), pulled
+
+    def cotangents(self, batch: Batch, rows: Array, z: Array,
+                   routing: Routing) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+        """w, all logits (n, L), and every pair's cotangent on w (pairs, w_dim) and on z (pairs, width)."""
+        w, logits, slopes = self.forward(batch, rows, z, routing)
+        on_w = np.zeros((routing.count, w.shape[1]), z.dtype)
+        on_z = np.zeros((routing.count, z.shape[1] if routing.reads_z else 0), z.dtype)
+        for use, slope in zip(routing.uses, slopes, strict=True):
+            target = on_w if self.bundle.heads[use.head].space == "w" else on_z
+            target[use.pairs] = slope[use.local, use.k]
+        if not self.in_w:  # there z is w, and the distance counts once
+            on_w[routing.near_pair] = w[routing.near] - batch.anchor_w[rows[routing.near]]
+        return w, logits, on_w, on_z
+
+    def forward(self, batch: Batch, rows: Array, z: Array, routing: Routing,
+                *, slopes: bool = True) -> tuple[Array, Array, list[Array]]:  # fmt: skip
+        """w, all logits (n, L), and for each use the slopes of its columns."""
+        label = batch.label[rows] if self.labels else None
+        heads = {use.head: self.seeds(use, z.dtype)[: None if slopes else 0] for use in routing.uses}
+        some = {use.head: use.rows for use in routing.uses if use.rows is not None}
+        w, found = self.field.forward(z, batch.psi[rows], label, heads, some)
+        logits = self.all_logits(len(rows), routing, {head: pair[0] for head, pair in found.items()}, z.dtype)
+        return w, logits, [found[use.head][1] for use in routing.uses]
+
+    def seeds(self, use: Use, dtype: np.dtype) -> Array:
+        """The columns that are read, as combinations of the head's logits (k, C)."""
+        return self.inputs.seeds[use.head][use.wanted].astype(dtype)
+
+    def all_logits(self, n: int, routing: Routing, found: Mapping[str, Array], dtype: np.dtype) -> Array:
+        """(n, L) from those of each use's rows."""
+        logits = np.full((n, self.inputs.count), np.nan, dtype)
+        for use in routing.uses:
+            logits[slice(None) if use.rows is None else use.rows, self.inputs.spans[use.head]] = found[use.head]
+        return logits
+
+    def interpret(self, routing: Routing, logits: Array) -> tuple[Array, Array, Array]:
+        """logp (n,), cotangents (n, R) and curvature (n, R, R) of the tapes, float64."""
+        n, r = len(logits), routing.width
+        logp, g, c, u = np.zeros(n), np.zeros((n, r)), np.zeros((n, r, r)), np.zeros((n, r))
+        padded = np.concatenate([logits, np.zeros((n, 1), logits.dtype)], axis=1, dtype=float)
+        plus, minus = self.inputs.plus[routing.column], self.inputs.minus[routing.column]
+        u[routing.row, routing.slot] = padded[routing.row, plus] - padded[routing.row, minus]
+        for program, k, part, parameters in routing.programs:
+            logp[part], g[part, :k], c[part, :k, :k] = interpret(program, parameters, u[part, :k])
+        return logp, g, c
+
+    def pull_back(self, routing: Routing, n: int, on_w: Array, on_z: Array) -> Array:
+        """Bring every pair's cotangent on w back to z: (pairs, width)."""
+        if not routing.count:
+            return np.zeros((0, 1), on_w.dtype)
+        if routing.each is None:
+            pulled = self.field.pullback(on_w[:, None], routing.pair_row)
+        else:
+            pulled = self.field.pullback(on_w.reshape(n, routing.each, -1))
+        pulled = pulled.reshape(routing.count, -1)
+        return pulled + on_z if routing.reads_z else pulled
+
+    def add_near(self, batch: Batch, rows: Array, z: Array, point: Point, routing: Routing) -> Array:
+        """near: -k (|w - w_a|^2 + |z - z_a|^2). Adds its z part; returns the weights of the cotangents w - w_a."""
+        some, here = rows[routing.near], routing.near
+        near, dz, dw = batch.near[some], z[here] - batch.anchor_z[some], point.w[here] - batch.anchor_w[some]
         if self.in_w:
             dw = np.zeros_like(dw)  # there z is w, and the distance counts once
-        point.logp -= near * ((dz * dz).sum(axis=1, dtype=float) + (dw * dw).sum(axis=1, dtype=float))
-        scale = (-2 * near[:, None]).astype(z.dtype)
-        point.gradient += scale * dz
-        on_w[:] = scale * dw
-        weight[:] = 1
-        return True
+        point.logp[here] -= near * ((dz * dz).sum(axis=1, dtype=float) + (dw * dw).sum(axis=1, dtype=float))
+        scale = (-2 * near).astype(z.dtype)
+        if len(point.gradient):
+            point.gradient[here] += scale[:, None] * dz
+        return scale
 
     @np.errstate(over="ignore", invalid="ignore")  # failed rows are measured too
-    def measure(self, batch: Batch, rows: Array, z: Array) -> tuple[Array, Array, list[dict[str, Array]]]:
-        """Without derivatives: log p (n,), w (n, w_dim), and each row's logits by attribute."""
-        groups = group_by_tape(batch, rows)
-        w, found = self.forward(batch, rows, z, self.wanted([tape for tape, _ in groups]), slopes=False)
-        point = Point(np.zeros(len(rows)), w, np.zeros_like(z), *[np.empty(0)] * 3)
-        logits: list[dict[str, Array]] = [{} for _ in rows]
-        for tape, part in groups:
-            u = self.columns(found, tape, part)
-            point.logp[part], _, _ = interpret(tape.program, parameters(batch, rows[part]), u)
-            for name in dict.fromkeys(column.attribute for column in tape.columns):
-                values = self.logits(found, name)
-                for i in part:
-                    logits[i][name] = values[i]
-        self.add_near(batch, rows, z, point, np.zeros_like(w), np.zeros(len(rows), z.dtype))
-        return point.logp, w, logits
+    def measure(self, batch: Batch, rows: Array) -> None:
+        """Without derivatives: w, logits and log p of the rows where they are, into the batch."""
+        routing, z = Routing([batch.tapes[row] for row in rows], self.inputs), batch.z[rows]
+        w, logits, _ = self.forward(batch, rows, z, routing, slopes=False)
+        logp, *_ = self.interpret(routing, logits)
+        point = Point(logp, w, logits, *[np.empty(0)] * 4)
+        self.add_near(batch, rows, z, point, routing)
+        batch.keep(rows, logp, w, logits)
 
-    def wanted(self, tapes: Sequence[Tape]) -> dict[str, list[Column]]:
-        """The columns that some tape reads, by head."""
-        wanted: dict[str, list[Column]] = {}
-        for column in dict.fromkeys(column for tape in tapes for column in tape.columns):
-            wanted.setdefault(self.attributes[column.attribute].head, []).append(column)
-        return wanted
-
-    def forward(self, batch: Batch, rows: Array, z: Array, wanted: Mapping[str, list[Column]], *,
-                slopes: bool) -> tuple[Array, dict]:  # fmt: skip
-        """w, and for each wanted head its logits and the slopes of the wanted columns."""
-        label = batch.label[rows] if self.labels else None
-        seeds = {head: self.seeds(head, columns if slopes else [], z.dtype) for head, columns in wanted.items()}
-        return self.field.forward(z, batch.psi[rows], label, seeds)
-
-    def seeds(self, head: str, columns: Sequence[Column], dtype: np.dtype) -> Array:
-        """Columns as combinations of the head's logits: (k, C)."""
-        seeds = np.zeros((len(columns), self.heads[head].widths[-1]), dtype)
-        for k, column in enumerate(columns):
-            first = self.attributes[column.attribute].columns[0]
-            if column.index is None:
-                seeds[k, first : first + 2] = -1, 1
-            else:
-                seeds[k, first + column.index] = 1
-        return seeds
-
-    def logits(self, found: Mapping[str, tuple], name: str) -> Array:
-        """All logits of an attribute (n, C)."""
-        attribute = self.attributes[name]
-        return found[attribute.head][0][:, slice(*attribute.columns)]
-
-    def columns(self, found: Mapping[str, tuple], tape: Tape, part: Array) -> Array:
-        """The columns u (m, r) that the tape reads, float64."""
-        u = np.empty((len(part), len(tape.columns)))
-        for slot, column in enumerate(tape.columns):
-            logits = self.logits(found, column.attribute)[part]
-            if column.index is None:
-                np.subtract(logits[:, 1], logits[:, 0], out=u[:, slot], dtype=float)
-            else:
-                u[:, slot] = logits[:, column.index]
-        return u
-
-
-def parameters(batch: Batch, rows: Array) -> Array:
-    """The tapes' numbers (n, P); the tapes of ``rows`` share a program."""
-    return np.stack([batch.tapes[row].parameters for row in rows])
-
-
-def weighted_sum(weights: Array, rows: Array) -> Array:
-    """weights (n, k), rows (n, k, d) -> (n, d), slot by slot: the order of the sum does not depend on k."""
-    total = weights[:, 0, None] * rows[:, 0]
-    for slot in range(1, rows.shape[1]):
-        total += weights[:, slot, None] * rows[:, slot]
-    return total
-
-
-def group_by_tape(batch: Batch, rows: Array) -> list[tuple[Tape, Array]]:
-    """Rows whose tapes differ in numbers only, as (one of the tapes, positions within ``rows``)."""
-    groups: dict[tuple, list[int]] = {}
-    for i, row in enumerate(rows):
-        tape = batch.tapes[row]
-        groups.setdefault((tape.program, tape.columns), []).append(i)
-    return [(batch.tapes[rows[part[0]]], np.array(part)) for part in groups.values()]
+    def named(self, logits: Array, names: Sequence[str]) -> dict[str, Array]:
+        """Logits of attributes (..., C) from all logits (..., L)."""
+        found = {}
+        for name in names:
+            attribute = self.bundle.attributes[name]
+            first = self.inputs.spans[attribute.head].start
+            found[name] = logits[..., first + attribute.columns[0] : first + attribute.columns[1]]
+        return found

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 import os
 import shutil
@@ -53,6 +53,16 @@ def remove_stale(target: Path) -> None:
         elif not (pid.isdigit() and int(pid) != os.getpid() and is_running(int(pid))):
             # Our own number: in a container each run may have the same.
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that others find whole or not at all, also when several processes write it."""
+    partial = path.with_name(f".{path.name}{PARTIAL}{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def is_running(pid: int) -> bool:

@@ -24,9 +24,11 @@ from engine.runtimes import open_runtime
 from engine.service import QUEUE, Service
 from engine.solvers import Solver, described, make_solver
 from engine.tape import Tape, lower
-from kernels.noise import normals
+from kernels.noise import normals, normals_many
 
 DEMO = "demo"
+# Tapes that are kept for conditions that come again.
+TAPES = 256
 # Streams of a seed: 0 is z, the next ones the solvers' noise, and from here on the noise inputs of the synthesis.
 NOISE_STREAM = 2**63
 
@@ -80,7 +82,12 @@ class Sampler:
         self.logic, self.temperature, self.capacity = logic, temperature, capacity
         self.truncation = self.bundle.generator.truncation if truncation is None else truncation
         self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads, precision=precision)
+        # A runtime may have its own way to run a solver, with room for rows that wait where the others run.
+        own = getattr(self.runtime, "solver", None)
+        self.stepper: Solver = self.solver if own is None else own(self.solver, capacity)
+        self.room: int = getattr(self.stepper, "room", capacity)
         self.flows: dict[bool, list[Flow]] = {False: [], True: []}
+        self.tapes: dict[tuple[Condition | None, bool], Tape] = {}
         self.service = Service(self, queue_size=queue_size)
         lower(None, self.bundle.attributes, logic=logic, temperature=temperature)  # refuse a bad logic at once
 
@@ -159,7 +166,8 @@ class Sampler:
             with self.flow(in_w) as flow:
                 _, values = flow.field.forward(z, psi, label if flow.labels else None, heads)
             for k, i in enumerate(part):
-                found[i] = {n: flow.logits(values, n)[k] for n, a in self.bundle.attributes.items() if a.head in heads}
+                found[i] = {name: values[a.head][0][k, slice(*a.columns)]
+                            for name, a in self.bundle.attributes.items() if a.head in heads}  # fmt: skip
         return found
 
     def render(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -169,8 +177,9 @@ class Sampler:
             return samples
         num_ws = self.bundle.generator.num_ws
         ws = np.stack([np.broadcast_to(s.w, (num_ws, len(s.w))) if s.ws is None else s.ws for s in samples])
-        images = self.runtime.synthesize(np.ascontiguousarray(ws, np.float32), self.noises(samples))
-        return [replace(sample, image=image) for sample, image in zip(samples, to_pixels(images), strict=True)]
+        draw = getattr(self.runtime, "pixels", None) or (lambda *given: to_pixels(self.runtime.synthesize(*given)))
+        images = draw(np.ascontiguousarray(ws, np.float32), self.noises(samples))
+        return [replace(sample, image=image) for sample, image in zip(samples, images, strict=True)]
 
     def noises(self, samples: Sequence[Sample]) -> dict[str, Array]:
         """Noise inputs (rows, 1, r, r), where the bundle has them: a function of each sample's seed."""
@@ -185,8 +194,9 @@ class Sampler:
     def collect(self, work: Sequence[Work], strict: bool) -> list[Sample]:
         """All samples, in the order of the requests."""
         # A bad request is refused before the first is solved.
-        tickets = [Ticket(entry[0], self.start(*entry)) for entry in work]
-        capacity, waiting = min(self.capacity, len(work)), iter(tickets)
+        starts = self.draw([entry[0] for entry in work])
+        tickets = [Ticket(entry[0], self.start(*entry, z)) for entry, z in zip(work, starts, strict=True)]
+        capacity, waiting = min(self.room, len(work)), iter(tickets)
         for _ in self.run(lambda running: islice(waiting, capacity - running), capacity):
             pass
         samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
@@ -205,7 +215,7 @@ class Sampler:
 
             def open_lane(in_w: bool) -> Lane:
                 batch = Batch(capacity, g.w_dim if in_w else g.z_dim, g.w_dim, dtype)
-                return Lane(self.solver, borrowed.enter_context(self.flow(in_w)), batch)
+                return Lane(self.stepper, borrowed.enter_context(self.flow(in_w)), batch)
 
             for lane, rows in drive(open_lane, take):
                 tickets = [lane.tickets[row] for row in rows]
@@ -215,27 +225,34 @@ class Sampler:
                 yield tickets
 
     def retire(self, lane: Lane, rows: Array) -> None:
-        """Give the tickets of finished rows their samples, measured once more without derivatives."""
-        batch, z = lane.batch, lane.batch.z[rows]
-        logp, w, logits = lane.flow.measure(batch, rows, z)
-        for i, row in enumerate(rows):
-            ticket = lane.tickets[row]
+        """Give the tickets of finished rows their samples; rows that their solver did not measure are measured now."""
+        batch, flow = lane.batch, lane.flow
+        if len(unknown := rows[~batch.is_measured[rows]]):
+            flow.measure(batch, unknown)
+        for row in rows:
+            ticket, tape = lane.tickets[row], batch.tapes[row]
+            names = list(dict.fromkeys(column.attribute for column in tape.columns))
             ticket.sample = Sample(
-                request=ticket.request, z=None if ticket.in_w else z[i], w=w[i], logits=logits[i],
-                energy=float(0 - logp[i]), status=Status(int(batch.status[row])), steps=int(batch.steps[row]),
+                request=ticket.request, z=None if ticket.in_w else batch.z[row].copy(), w=batch.w[row].copy(),
+                logits=flow.named(batch.logits[row].copy(), names), energy=float(0 - batch.logp[row]),
+                status=Status(int(batch.status[row])), steps=int(batch.steps[row]),
                 evaluations=int(batch.evaluations[row]), rejected=int(batch.rejected[row]),
                 forced=int(batch.forced[row]),
             )  # fmt: skip
 
-    def start(self, request: Request, condition: Condition | None, anchor: Anchor | None) -> Start:
-        """Where a request begins: its latent, its tape with anchors filled in."""
+    def draw(self, requests: Sequence[Request]) -> list[Array]:
+        """Where requests begin: the latent they bring, else that of their seed."""
         g = self.bundle.generator
-        if request.w is not None:
-            z = checked_latent(request.w, g.w_dim, "w")
-        elif request.z is not None:
-            z = checked_latent(request.z, g.z_dim, "z")
-        else:
-            z = normals(request.seed, 0, g.z_dim)
+        drawn = iter(normals_many([r.seed for r in requests], [0] * len(requests), g.z_dim))
+        return [checked_latent(r.w, g.w_dim, "w") if r.w is not None else
+                checked_latent(r.z, g.z_dim, "z") if r.z is not None else z
+                for r, z in zip(requests, drawn, strict=True)]  # fmt: skip
+
+    def start(self, request: Request, condition: Condition | None, anchor: Anchor | None,
+              z: Array | None = None) -> Start:  # fmt: skip
+        """Where a request begins: its latent, which ``draw`` found already or finds now; its tape with its anchors."""
+        g = self.bundle.generator
+        (z,) = self.draw([request]) if z is None else (z,)
         tape = self.lowered(condition, in_w=request.w is not None)
         if anchor is None and (tape.near or tape.anchors):
             anchor = self.anchor_at(request, z)
@@ -266,6 +283,8 @@ class Sampler:
 
     def lowered(self, condition: Condition | None, *, in_w: bool = False) -> Tape:
         """The condition's tape. In W there is no z: heads on z are refused, and the * of keep leaves them out."""
+        if known := self.tapes.get((condition, in_w)):
+            return known
         attributes = self.bundle.attributes
         if in_w:
             on_z = {name for name, a in attributes.items() if self.bundle.heads[a.head].space == "z"}
@@ -274,7 +293,10 @@ class Sampler:
                     raise ConditionError(f"attribute {name!r} is read from z, which a request that starts from w "
                                          "does not have: start from z, or leave the attribute out")  # fmt: skip
             attributes = {name: a for name, a in attributes.items() if name not in on_z}
-        return lower(condition, attributes, logic=self.logic, temperature=self.temperature)
+        if len(self.tapes) >= TAPES:
+            self.tapes.clear()
+        tape = lower(condition, attributes, logic=self.logic, temperature=self.temperature)
+        return self.tapes.setdefault((condition, in_w), tape)
 
     @contextmanager
     def flow(self, in_w: bool) -> Iterator[Flow]:

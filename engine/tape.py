@@ -73,6 +73,10 @@ class Tape:
         return replace(self, parameters=parameters)
 
 
+# Of a condition that asks for nothing.
+EMPTY = Tape((), np.empty(0), (), 0.0, (), "product")
+
+
 @dataclass(slots=True)
 class Draft:
     """A tape that is being written. `raw` names the attributes whose single logits are needed, not the difference."""

@@ -4,16 +4,23 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from engine.bundle import Bundle
+from engine.bundle import MANIFEST, Bundle
 from engine.cli.console import EXIT_CODES, OK, checks_table, guarded, parse, write_json
+from engine.errors import BundleError
+from engine.runtimes.plans import build_ahead, resolve
 from engine.verify import Check
 
 EPILOG = f"""where --gan is a bundle already, the heads are added to it and the generator is not exported again
-(give a new --out, or --overwrite to replace the bundle itself)
+(give a new --out, or --overwrite to replace the bundle itself); with --tensorrt and no --heads, plans are built into
+the bundle that is there, which does not change its content
+
+targets of --tensorrt: sm80, sm86, sm89, sm120, sm121 (TensorRT-RTX; needs no GPU), gpu (TensorRT, for the GPU of this
+machine); without one: what the installed of the two can do
 
 {EXIT_CODES}"""
 
@@ -35,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
     add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
     add("--labels", metavar="FILE", help="names of the heads' attributes and classes")
+    add("--tensorrt", metavar="TARGET", nargs="*", help="build plans for decoding on a GPU before they are needed")
     add("--overwrite", action="store_true", help="replace --out if it is a bundle")
     add("--json", action="store_true", help="write the result as JSON")
     return parser
@@ -54,22 +62,47 @@ class Progress:
 
 
 def run(options: argparse.Namespace) -> int:
-    from exporter.export import export
-
     progress = Progress(Console(stderr=True))
-    bundle = export(options.gan, options.heads, out=options.out, truncation=options.truncation, name=options.name,
-                    precision=options.precision, noise=options.noise, labels=options.labels,
-                    overwrite=options.overwrite, progress=progress)  # fmt: skip
+    # A target that cannot be built for is refused before the export, which takes a minute.
+    targets = [] if options.tensorrt is None else resolve(options.tensorrt)
+    is_made = options.tensorrt is not None and not options.heads and (Path(options.gan) / MANIFEST).is_file()
+    bundle = opened(options) if is_made else exported(options, progress)
+    if targets:
+        progress("plans")
+    plans = build_ahead(bundle, targets)
     progress("")
     if options.json:
         manifest = bundle.manifest
         facts = {"bundle": str(bundle.path), "hash": bundle.hash, "attributes": sorted(bundle.attributes),
-                 "files": bundle.files, "remarks": list(manifest.provenance.get("remarks", ())),
+                 "files": bundle.files, "plans": [str(plan) for plan in plans],
+                 "remarks": list(manifest.provenance.get("remarks", ())),
                  "checks": list(manifest.provenance["parity"])}  # fmt: skip
         write_json(json.dumps(facts, indent=1))
-    else:
-        report(bundle, Console())
+        return OK
+    console = Console()
+    if not is_made:
+        report(bundle, console)
+    for plan in plans:
+        console.print(f"plan: {plan} ({plan.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     return OK
+
+
+def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
+    from exporter.export import export
+
+    return export(options.gan, options.heads, out=options.out, truncation=options.truncation, name=options.name,
+                  precision=options.precision, noise=options.noise, labels=options.labels,
+                  overwrite=options.overwrite, progress=progress)  # fmt: skip
+
+
+def opened(options: argparse.Namespace) -> Bundle:
+    """The bundle that plans are added to; what would change it cannot be asked for at the same time."""
+    names = ("out", "name", "truncation", "precision", "noise", "labels", "overwrite")
+    given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
+    if given:
+        raise BundleError(f"{', '.join(given)}: {options.gan} is a bundle already, and without --heads only its plans "
+                          "are built, in place")  # fmt: skip
+    return Bundle(options.gan)
 
 
 def report(bundle: Bundle, console: Console) -> None:

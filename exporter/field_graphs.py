@@ -1,9 +1,10 @@
-"""The field as ONNX graphs, written node by node: mapping.onnx, pullback.onnx and one head.{name}.onnx a head.
+"""The field as ONNX graphs, written node by node: mapping, pullback, one head.{name} a head, and all in one.
 
 One file a head, because a runtime runs all of a graph (ONNX Runtime ignores ``only_execute_path_to_fetches`` in its
-inference builds) and a request mentions few of a bundle's heads. The graphs hold no weight: their initialisers are
-external data that point into field.safetensors, whose tensors are raw little-endian rows behind an 8-byte length and
-a JSON header.
+inference builds) and a request mentions few of a bundle's heads. linearise.onnx is what a step of the default solver
+needs in one call, with a switch before each head: a runtime with a pool of threads a session is then not slowed by
+the idle threads of four other sessions. The graphs hold no weight: their initialisers are external data that point
+into field.safetensors, whose tensors are raw little-endian rows behind an 8-byte length and a JSON header.
 
 The derivatives are written by hand: tracing ``torch.func.vjp`` fails or freezes the batch (torch 2.13), and
 kernels/field.py says what they must be.
@@ -22,14 +23,14 @@ from engine.bundle import FIELD, GeneratorFacts, Head
 OPSET = 18
 IR_VERSION = 10
 SLOPE = 0.2
-ROWS, R, K = "rows", "r", "k"
+ROWS, R, K, PAIRS = "rows", "r", "k", "pairs"
 
 
 class Graph:
     """An ONNX graph under construction beside a safetensors file that holds its weights."""
 
-    def __init__(self, name: str, file: Path):
-        self.name, self.file = name, file
+    def __init__(self, name: str, file: Path, *, prefix: str = ""):
+        self.name, self.file, self.prefix = name, file, prefix
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
@@ -50,7 +51,7 @@ class Graph:
 
     def node(self, op: str, *inputs: str, out: str | None = None, **attributes) -> str:
         """Append a node with one output and return the output's name."""
-        out = out or f"{op}.{len(self.nodes)}"
+        out = out or f"{self.prefix}{op}.{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [out], name=f"make.{out}", **attributes))
         return out
 
@@ -58,6 +59,11 @@ class Graph:
         if name not in self.initialisers:
             self.initialisers[name] = numpy_helper.from_array(np.asarray(values), name)
         return name
+
+    def branch(self, outputs: Sequence[tuple[str, Sequence[int | str]]]) -> onnx.GraphProto:
+        """This graph as a branch of an If, with these outputs; it may read names of the graph around it."""
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs]
+        return helper.make_graph(self.nodes, self.name, [], ends, list(self.initialisers.values()))
 
     def weight(self, name: str) -> str:
         """An initialiser that is a tensor of the file."""
@@ -107,26 +113,35 @@ def slope(graph: Graph, activation: str) -> str:
     """(rows, n) -> (rows, 1, n): the derivative of the leaky ReLU, read off the sign of its output."""
     name = f"{activation}.slope"
     if all(node.output[0] != name for node in graph.nodes):
-        positive = graph.node("Greater", activation, scalar(graph, "zero", 0.0))
-        value = graph.node("Where", positive, scalar(graph, "one", 1.0), scalar(graph, "slope", SLOPE))
-        graph.node("Unsqueeze", value, axes(graph, 1), out=name)
+        graph.node("Unsqueeze", row_slope(graph, activation), axes(graph, 1), out=name)
     return name
+
+
+def row_slope(graph: Graph, activation: str) -> str:
+    """(rows, n) -> (rows, n)."""
+    positive = graph.node("Greater", activation, scalar(graph, "zero", 0.0))
+    return graph.node("Where", positive, scalar(graph, "one", 1.0), scalar(graph, "slope", SLOPE))
 
 
 def head_graph(file: Path, head: Head) -> Graph:
     """x (rows, dim), seeds (k, C) -> logits (rows, C), slopes (rows, k, dim): the derivatives of seeds @ logits."""
     graph = Graph(f"head.{head.name}", file)
     dim, logits = head.widths[0], head.widths[-1]
-    prefix, top = f"head.{head.name}", len(head.widths) - 2
     x, seeds = graph.input("x", (ROWS, dim)), graph.input("seeds", (K, logits))
+    head_nodes(graph, head, x, seeds, graph.output("logits", (ROWS, logits)), graph.output("slopes", (ROWS, K, dim)))
+    return graph
+
+
+def head_nodes(graph: Graph, head: Head, x: str, seeds: str, logits: str, out: str) -> None:
+    """The head at x, its logits and its ``seeds @ logits``' slopes."""
+    prefix, top = f"head.{head.name}", len(head.widths) - 2
     hidden = []
     for i in range(top):
         source = hidden[-1] if hidden else x
         hidden.append(graph.node("LeakyRelu", dense(graph, source, f"{prefix}.{i}"), alpha=SLOPE))
-    dense(graph, hidden[-1] if hidden else x, f"{prefix}.{top}", graph.output("logits", (ROWS, logits)))
+    dense(graph, hidden[-1] if hidden else x, f"{prefix}.{top}", logits)
     cotangent = graph.node("MatMul", seeds, graph.weight(f"{prefix}.{top}.weight"))
     cotangent = graph.node("Unsqueeze", cotangent, axes(graph, 0))
-    out = graph.output("slopes", (ROWS, K, dim))
     if not hidden:  # a linear head: the same slopes for every row
         rows = graph.node("Shape", x, start=0, end=1)
         size = graph.node("Concat", rows, graph.constant("ones", np.array([1, 1], np.int64)), axis=0)
@@ -134,26 +149,37 @@ def head_graph(file: Path, head: Head) -> Graph:
     for i in reversed(range(len(hidden))):
         product = graph.node("Mul", cotangent, slope(graph, hidden[i]))
         cotangent = graph.node("MatMul", product, graph.weight(f"{prefix}.{i}.weight"), out=None if i else out)
-    return graph
 
 
 def mapping_graph(file: Path, facts: GeneratorFacts) -> Graph:
     """z (rows, z_dim), psi (rows, 1) [, label (rows,)] -> w (rows, w_dim) truncated, hidden.{i} (rows, w_dim)."""
     graph = Graph("mapping", file)
-    z = graph.input("z", (ROWS, facts.z_dim))
-    psi = graph.input("psi", (ROWS, 1))
+    z, psi, label = latent(graph, facts)
     x, _ = second_moment(graph, z)
-    if facts.labels:
-        label = graph.input("label", (ROWS,), TensorProto.INT64)
+    w = graph.output("w", (ROWS, facts.w_dim))
+    hidden = mapping_nodes(graph, x, psi, label, w)
+    for name in hidden:
+        graph.output(name, (ROWS, facts.w_dim))
+    return graph
+
+
+def latent(graph: Graph, facts: GeneratorFacts) -> tuple[str, str, str | None]:
+    """The inputs z, psi and, of a conditional generator, the label."""
+    z, psi = graph.input("z", (ROWS, facts.z_dim)), graph.input("psi", (ROWS, 1))
+    return z, psi, graph.input("label", (ROWS,), TensorProto.INT64) if facts.labels else None
+
+
+def mapping_nodes(graph: Graph, x: str, psi: str, label: str | None, w: str) -> list[str]:
+    """Normalised x -> truncated ``w``; returns the hidden activations."""
+    if label:
         embedded = graph.node("Gather", graph.weight("mapping.embedding"), label, axis=0)
         x = graph.node("Concat", x, embedded, axis=1)
-    average = graph.weight("mapping.w_avg")
-    w = graph.output("w", (ROWS, facts.w_dim))
+    average, hidden = graph.weight("mapping.w_avg"), []
     for i in range(depth(graph, "mapping")):
-        out = graph.output(f"hidden.{i}", (ROWS, facts.w_dim))
-        x = graph.node("LeakyRelu", dense(graph, x, f"mapping.{i}"), alpha=SLOPE, out=out)
+        x = graph.node("LeakyRelu", dense(graph, x, f"mapping.{i}"), alpha=SLOPE, out=f"hidden.{i}")
+        hidden.append(x)
     graph.node("Add", average, graph.node("Mul", psi, graph.node("Sub", x, average)), out=w)
-    return graph
+    return hidden
 
 
 def pullback_graph(file: Path, facts: GeneratorFacts) -> Graph:
@@ -166,11 +192,7 @@ def pullback_graph(file: Path, facts: GeneratorFacts) -> Graph:
     hidden = [graph.input(f"hidden.{i}", (ROWS, facts.w_dim)) for i in range(count)]
     g = graph.node("Mul", cotangent, graph.node("Unsqueeze", psi, axes(graph, 2)))
     for i in reversed(range(count)):
-        weight = graph.weight(f"mapping.{i}.weight")
-        if i == 0 and facts.labels:  # only z moves, the label does not; constant, so every compiler folds it
-            ends = [graph.constant(f"columns.{k}", np.array([k], np.int64)) for k in (0, facts.z_dim)]
-            weight = graph.node("Slice", weight, *ends, axes(graph, 1))
-        g = graph.node("MatMul", graph.node("Mul", g, slope(graph, hidden[i])), weight)
+        g = graph.node("MatMul", graph.node("Mul", g, slope(graph, hidden[i])), backward_weight(graph, facts, i))
     x, s = second_moment(graph, z)
     x = graph.node("Unsqueeze", x, axes(graph, 1))
     radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, 2), keepdims=1)
@@ -180,10 +202,75 @@ def pullback_graph(file: Path, facts: GeneratorFacts) -> Graph:
     return graph
 
 
+def backward_weight(graph: Graph, facts: GeneratorFacts, layer: int) -> str:
+    weight = graph.weight(f"mapping.{layer}.weight")
+    if layer or not facts.labels:
+        return weight
+    # Only z moves, the label does not; constant, so every compiler folds it.
+    ends = [graph.constant(f"columns.{k}", np.array([k], np.int64)) for k in (0, facts.z_dim)]
+    return graph.node("Slice", weight, *ends, axes(graph, 1))
+
+
+def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) -> Graph:
+    """Mapping, the heads on w that are read, and the pullback of what is wanted of their slopes.
+
+    z, psi [, label]; rows.{head} (m,) and seeds.{head} (k, C) of every head, of no row where nobody reads it;
+    near_row (q,) and near_anchor (q, w_dim), which add w - anchor to the cotangents
+    pair_row (pairs,), source (pairs,): the row of each cotangent, and its place among all heads' (m, k) and near's
+    -> w (rows, w_dim), logits.{head} (m, C), jacobian (pairs, z_dim)
+    """
+    graph = Graph("linearise", file)
+    z, psi, label = latent(graph, facts)
+    x, s = second_moment(graph, z)
+    w = graph.output("w", (ROWS, facts.w_dim))
+    hidden = mapping_nodes(graph, x, psi, label, w)
+    near = graph.node("Gather", w, graph.input("near_row", ("near",), TensorProto.INT64), axis=0)
+    cotangents = [switched_head(graph, file, head, w) for head in heads if head.space == "w"]
+    cotangents.append(graph.node("Sub", near, graph.input("near_anchor", ("near", facts.w_dim))))
+    row = graph.input("pair_row", (PAIRS,), TensorProto.INT64)
+    source = graph.input("source", (PAIRS,), TensorProto.INT64)
+    g = graph.node("Gather", graph.node("Concat", *cotangents, axis=0), source, axis=0)
+    g = graph.node("Mul", g, graph.node("Gather", psi, row, axis=0))
+    for i in reversed(range(len(hidden))):
+        slopes = graph.node("Gather", row_slope(graph, hidden[i]), row, axis=0)
+        g = graph.node("MatMul", graph.node("Mul", g, slopes), backward_weight(graph, facts, i))
+    x, s = (graph.node("Gather", name, row, axis=0) for name in (x, s))
+    radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, 1), keepdims=1)
+    tangent = graph.node("Sub", g, graph.node("Mul", radial, x))
+    graph.node("Div", tangent, s, out=graph.output("jacobian", (PAIRS, facts.z_dim)))
+    return graph
+
+
+def switched_head(graph: Graph, file: Path, head: Head, w: str) -> str:
+    """The head for the rows that read it, if any: gives logits.{head}, and returns its slopes (m k, w_dim)."""
+    name, (dim, *_, logits) = head.name, head.widths
+    rows = graph.input(f"rows.{name}", (f"m.{name}",), TensorProto.INT64)
+    seeds = graph.input(f"seeds.{name}", (f"k.{name}", logits))
+    is_read = graph.node("Cast", graph.node("Size", rows), to=TensorProto.BOOL)
+    ends: list[tuple[str, tuple]] = [("logits", (f"m.{name}", logits)), ("slopes", ("wanted", dim))]
+    then, otherwise = (Graph(f"{branch}.{name}", file, prefix=f"{name}/{branch}.") for branch in ("then", "else"))
+    found = [(f"{then.prefix}{end}", shape) for end, shape in ends]
+    x = then.node("Gather", w, rows, axis=0)
+    head_nodes(then, head, x, seeds, found[0][0], f"{then.prefix}each")
+    flat = then.constant(f"{then.prefix}flat", np.array([-1, dim], np.int64))
+    then.node("Reshape", f"{then.prefix}each", flat, out=found[1][0])
+    missing = [(f"{otherwise.prefix}{end}", shape) for end, shape in ends]
+    for (out, _), width in zip(missing, (logits, dim), strict=True):
+        empty = numpy_helper.from_array(np.zeros((0, width), np.float32))
+        otherwise.node("Constant", out=out, value=empty)
+    outputs = [graph.output(f"logits.{name}", (f"m.{name}", logits)), f"slopes.{name}"]
+    switch = helper.make_node("If", [is_read], outputs, name=f"make.{name}")
+    branches = {"then_branch": then.branch(found), "else_branch": otherwise.branch(missing)}
+    switch.attribute.extend(helper.make_attribute(key, branch) for key, branch in branches.items())
+    graph.nodes.append(switch)
+    return outputs[1]
+
+
 def write_field_graphs(folder: Path, facts: GeneratorFacts, heads: Sequence[Head]) -> dict[str, dict]:
     """Write the graphs beside the field.safetensors that ``folder`` holds; their entries for the manifest."""
     file = folder / FIELD
-    graphs = [mapping_graph(file, facts), pullback_graph(file, facts), *(head_graph(file, head) for head in heads)]
+    graphs = [mapping_graph(file, facts), pullback_graph(file, facts), linearise_graph(file, facts, heads),
+              *(head_graph(file, head) for head in heads)]  # fmt: skip
     for graph in graphs:
         graph.save(folder / f"{graph.name}.onnx")
     return {graph.name: {"file": f"{graph.name}.onnx"} for graph in graphs}

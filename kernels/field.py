@@ -12,6 +12,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 SLOPE = 0.2
+MOMENT_EPSILON = 1e-8
 
 
 def leaky(x: Array) -> Array:
@@ -24,8 +25,8 @@ def slope(activation: Array) -> Array:
 
 
 def second_moment(z: Array) -> tuple[Array, Array]:
-    """z (rows, d) -> z / s and s (rows, 1), with s = sqrt(mean z^2 + 1e-8)."""
-    s = np.sqrt(np.mean(z * z, axis=1, keepdims=True) + 1e-8)
+    """z (rows, d) -> z / s and s (rows, 1), with s = sqrt(mean z^2 + MOMENT_EPSILON)."""
+    s = np.sqrt(np.mean(z * z, axis=1, keepdims=True) + MOMENT_EPSILON)
     return z / s, s
 
 

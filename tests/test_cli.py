@@ -31,7 +31,7 @@ def conditional(tmp_path_factory):
 def one_thread(monkeypatch):
     """Two threads that wait for each other beside other test processes are many times slower than one."""
     opening = OnnxRuntime.__init__
-    monkeypatch.setattr(OnnxRuntime, "__init__", lambda self, bundle, threads: opening(self, bundle, 1))
+    monkeypatch.setattr(OnnxRuntime, "__init__", lambda self, bundle, _=0, *more: opening(self, bundle, 1, *more))
 
 
 @pytest.fixture
@@ -93,7 +93,8 @@ def test_the_record_holds_every_sample(bundle, out):
     sample.main([str(bundle.path), "smile=c1 & age=0.75", "--count", "3", "--out", str(out)])
     body = json.loads((out / "samples.json").read_text())
     assert body["bundle"] == bundle.hash
-    assert "onnxruntime" in body["sampler"]
+    assert (body["runtime"], body["device"], body["precision"]) == ("onnxruntime", "cpu", "fp32")
+    assert f"runtime=onnxruntime {body['version']}, device=cpu" in body["sampler"]
     assert [entry["seed"] for entry in body["samples"]] == [0, 1, 2]
     entry = body["samples"][1]
     assert entry["file"] == "0001.png"
@@ -180,7 +181,7 @@ def test_bad_options_are_refused_with_a_hint(bundle, out, capsys, arguments, mes
         ("age", [], "write age=0.5 or age>0.5"),
         ("smile=c1", ["--solver", "langevin", "--rtol", "0.1"], "no setting 'rtol'"),
         ("smile=c1", ["--runtime", "numpy"], "'numpy' only solves"),
-        ("smile=c1", ["--device", "cuda"], "does not run on device 'cuda'"),
+        ("smile=c1", ["--runtime", "openvino", "--device", "cuda"], "does not run on device 'cuda'"),
         ("smile=c1", ["--label", "1"], "unconditional"),
         ("smile=c1", ["--temperature", "2"], "temperature"),
     ],

@@ -220,7 +220,7 @@ def test_command_line_exports_and_reports(tmp_path, monkeypatch, capsys, graph_o
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--gan", "faces.pkl", "--heads", "smile.pt"]) == 0
     shown = capsys.readouterr()
-    assert "smile.gradient median" in shown.out
+    assert "gradient median, worst of 2: smile" in shown.out
     assert "written: faces.lace" in shown.out
     assert "golden answers" in shown.err
     assert cli.main(["--gan", "faces.pkl", "--overwrite", "--json"]) == 0

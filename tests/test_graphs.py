@@ -94,6 +94,34 @@ def test_the_graphs_equal_their_numpy_definition(field):
     assert run(folder, "pullback", {**latent, "cotangent": cotangent})["dz"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_one_call_gives_what_three_give(field):
+    """linearise, with heads that some rows read, that none reads, and near, against the numpy definition."""
+    folder, parts, heads, tensors = field
+    feeds, rng = feeds_for(parts, 4), np.random.default_rng(0)
+    w, hidden = twin.mapping(tensors, feeds["z"], feeds["psi"], feeds.get("label"))
+    wanted, cotangents, rows = dict(feeds), [], []
+    on_w = [head for head in heads if head.space == "w"]
+    for head, read in zip(on_w, ([0, 2, 3], [], [1], [0, 1, 2, 3]), strict=False):
+        logits, read = head.attributes[-1].columns[1], np.array(read, np.int64)
+        seeds = rng.standard_normal((2 if len(read) else 0, logits)).astype(np.float32)
+        wanted |= {f"rows.{head.name}": read, f"seeds.{head.name}": seeds}
+        stack = twin.layers(tensors, f"head.{head.name}")
+        slopes = twin.head_rows(stack, twin.head(stack, w[read])[1], seeds, rows=len(read))
+        cotangents += list(slopes.reshape(-1, 16))
+        rows += list(np.repeat(read, len(seeds)))
+    assert rows, "some head must be read"
+    anchor = rng.standard_normal((2, 16)).astype(np.float32)
+    cotangents, rows = [*cotangents, *(w[[3, 1]] - anchor)], np.array([*rows, 3, 1])
+    order = rng.permutation(len(rows))
+    wanted |= {"near_row": np.array([3, 1]), "near_anchor": anchor, "pair_row": rows[order], "source": order}
+    found = run(folder, "linearise", wanted)
+    part = [activation[rows[order]] for activation in hidden]
+    z, psi = feeds["z"][rows[order]], feeds["psi"][rows[order]]
+    expected = twin.pullback(tensors, z, psi, part, np.array(cotangents)[order][:, None])[:, 0]
+    assert found["w"] == pytest.approx(w, abs=1e-5)
+    assert found["jacobian"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_field_graphs_hold_no_weight_and_name_their_dimensions(field):
     folder, _, heads, _ = field
     for name in ("mapping", "pullback", *(f"head.{head.name}" for head in heads)):

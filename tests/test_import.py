@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-OPTIONAL = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "cuda", "scipy", "torchdiffeq"]
+OPTIONAL = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "torchdiffeq"]
 # CPU time, which does not depend on what else this machine does. Measured 0.1 s.
 LIMIT = 0.3
 

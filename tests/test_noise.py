@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernels.noise import normals, philox
+from kernels.noise import normals, normals_many, philox
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,12 @@ def test_normals_are_pinned():
 
 def test_a_longer_draw_begins_with_the_shorter_one():
     np.testing.assert_array_equal(normals(7, 1, 512)[:5], normals(7, 1, 5))
+
+
+def test_many_draws_at_once_are_those_of_one_at_a_time():
+    seeds, streams = [3, 2**64 - 1, 0], [0, 5, 2**40]
+    one = [normals(seed, stream, 7) for seed, stream in zip(seeds, streams, strict=True)]
+    np.testing.assert_array_equal(normals_many(seeds, streams, 7), one)
 
 
 def test_streams_and_seeds_are_independent():

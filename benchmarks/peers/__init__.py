@@ -44,7 +44,7 @@ COMPILED_SIZES, END_TO_END_SIZES = (256, 1024), (1024,)  # compiling takes a min
 
 def open_peers(threads: int) -> Peers:
     """All peers, with ``threads`` threads each. (jax takes as many as the process has processors.)"""
-    return Peers(partial(solvers, threads), partial(fields, threads), partial(decoders, threads),
+    return Peers(partial(solvers, threads), partial(fields, threads), partial(picture_decoders, threads),
                  partial(pictures, threads))  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def fields(threads: int, problem: Problem) -> Openers:
     return {name: partial(opened, file) for name, file in FIELDS.items()}
 
 
-def decoders(threads: int, bundle: Bundle, ws: Array) -> Openers:
+def picture_decoders(threads: int, bundle: Bundle, ws: Array) -> Openers:
     def opened(name: str) -> Run:
         if name == COMPILED and bundle.generator.resolution not in COMPILED_SIZES:
             raise Unavailable(LEFT_OUT)

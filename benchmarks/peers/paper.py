@@ -31,7 +31,7 @@ class Energy(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, z: Tensor) -> Tensor:
-        total = torch.zeros(len(z))
+        total = torch.zeros(len(z), device=z.device)
         for (attribute, wanted), head in zip(self.terms, self.heads, strict=True):
             w = self.average + self.psi * (self.mapping(z) - self.average)
             logits = head(w[:, :, None, None])[:, :, 0, 0]

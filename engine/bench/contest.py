@@ -86,8 +86,9 @@ class Bench:
         """Our contestants with their settings: the default, and every other runtime and precision that is installed."""
         chosen, found = open_runtime(self.bundle, "auto").name, {"ours": {}}
         for runtime, entry in RUNTIMES.items():
-            if runtime not in (chosen, "numpy") and self.has(runtime):  # numpy is the judge's, no contestant
-                for precision in entry.precisions or (None,):
+            is_ours = "cpu" in entry.extras and runtime not in (chosen, "numpy")  # numpy is the judge's, no contestant
+            if is_ours and self.has(runtime):
+                for precision in entry.precisions.get("cpu", (None,)):
                     name = f"ours on {runtime}{f' {precision}' if precision else ''}"
                     found[name] = {"runtime": runtime, "precision": precision}
         return found

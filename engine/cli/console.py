@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.errors import LaceError
+from engine.runtimes import MissingRuntime
 from engine.verify import Check, ParityError
 
 OK, CHECK_FAILED, BAD_INPUT, MISSING_PACKAGE = 0, 1, 2, 3
@@ -38,7 +39,8 @@ def guarded(work: Callable[[], int]) -> int:
         return CHECK_FAILED
     except LaceError as error:
         complain(error)
-        return MISSING_PACKAGE if isinstance(error.__cause__, ImportError) else BAD_INPUT
+        is_missing = isinstance(error, MissingRuntime) or isinstance(error.__cause__, ImportError)
+        return MISSING_PACKAGE if is_missing else BAD_INPUT
     except ModuleNotFoundError as error:
         complain(f"the package {error.name!r} is missing; install it with: pip install 'lace-engine[export]'")
         return MISSING_PACKAGE

@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.cli.console import EXIT_CODES, OK, guarded, parse, write_json
-from engine.cli.options import UsageError, add_sampler_options, chunks, finite, open_sampler, readings, record, seed
+from engine.cli.options import (
+    UsageError,
+    add_sampler_options,
+    chunks,
+    finite,
+    open_sampler,
+    readings,
+    record,
+    seed,
+    told,
+)
 from engine.cli.sample import SAMPLES
 from engine.condition import Condition
 from engine.folders import writing_folder
@@ -97,7 +107,7 @@ def write_stages(folder: Path, samples: list[Sample], titles: list[str], sampler
         records.append({"file": name, "edit": title, **record(sample, sampler, values)})
     strip = table([[to_image(sample.image) for sample in samples]], CELL, captions=titles)
     save_png(folder / "strip.png", strip, chunks(samples[-1], sampler))
-    document = json.dumps({"bundle": sampler.bundle.hash, "sampler": repr(sampler), "samples": records}, indent=1)
+    document = json.dumps({**told(sampler), "samples": records}, indent=1)
     (folder / SAMPLES).write_text(document + "\n", encoding="utf-8")
     return document
 

@@ -22,6 +22,7 @@ from engine.cli.options import (
     record,
     seed,
     softmax,
+    told,
 )  # fmt: skip
 from engine.condition import And, Condition, Is, Keep, Near, Not, Or, Weighted, Within
 from engine.folders import writing_folder
@@ -76,8 +77,7 @@ def write_samples(folder: Path, samples: list[Sample], sampler: Sampler, logits:
         records.append({"file": name, **record(sample, sampler, values)})
     text = {**chunks(samples[0], sampler), "Seed": f"{samples[0].seed}..{samples[-1].seed}"}
     save_png(folder / "grid.png", grid([sample.image for sample in samples]), text)
-    body = {"bundle": sampler.bundle.hash, "sampler": repr(sampler), "samples": records}
-    document = json.dumps(body, indent=1)
+    document = json.dumps({**told(sampler), "samples": records}, indent=1)
     (folder / SAMPLES).write_text(document + "\n", encoding="utf-8")
     return document
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from engine.cli.console import CHECK_FAILED, EXIT_CODES, OK, checks_table, guarded, parse, write_json
-from engine.runtimes import RUNTIMES, open_runtime
+from engine.runtimes import AUTO, RUNTIMES, open_runtime
 from engine.sampler import find_bundle
 from engine.verify import check_bundle
 
@@ -22,14 +22,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by lace-export, or demo")
     parser.add_argument("--runtime", metavar="NAME", default="auto", help=f"auto, {', '.join(RUNTIMES)} (auto)")
-    parser.add_argument("--precision", metavar="P", help="of openvino: fp32, bf16 or bf16-jacobian (fp32)")
+    parser.add_argument("--device", choices=list(AUTO), default="cpu", help=f"{', '.join(AUTO)} (cpu)")
+    parser.add_argument("--precision", metavar="P",
+                        help="openvino: fp32, bf16, bf16-jacobian (fp32); on a GPU: tf32 (the bundle's)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="write the results as JSON")
     return parser
 
 
 def verify(options: argparse.Namespace) -> int:
     bundle = find_bundle(options.bundle)
-    runtime = open_runtime(bundle, options.runtime, precision=options.precision)
+    runtime = open_runtime(bundle, options.runtime, device=options.device, precision=options.precision)
     checks = check_bundle(bundle, runtime)
     failed = [check for check in checks if check.passed is False]
     skipped = [check for check in checks if check.passed is None]

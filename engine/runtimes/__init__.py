@@ -5,7 +5,7 @@ Adding one: a file with the methods of ``Runtime`` and ``Field``, and a line in 
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Protocol
 
@@ -15,24 +15,59 @@ from numpy import ndarray as Array
 from engine.bundle import Bundle
 from engine.errors import BackendError
 
+# Every head runs for all rows.
+ALL: Mapping[str, Array] = {}
+
 
 class Field(Protocol):
     """The network z -> w -> logits. ``pullback`` continues from the last ``forward``."""
 
     def forward(
-        self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array]
+        self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array], some: Mapping[str, Array] = ALL
     ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
         """Evaluate the mapping once, and the named heads only.
 
         z (rows, z_dim), psi (rows, 1), label (rows,) int64 or None
         heads     {head: seeds (k, C)}: the wanted combinations of its logits
+        some      {head: positions (m,)}: of the rows that want a head, which then gives m rows; others give all
         returns   w (rows, w_dim), {head: (logits (rows, C), slopes (rows, k, dim))}, where the slopes are the
                   derivatives of seeds @ logits by the head's input
         """
         ...
 
-    def pullback(self, cotangent: Array) -> Array:
-        """cotangent (rows, r, w_dim) on w -> (rows, r, z_dim) on z."""
+    # All of it in one call, where the field can.
+    linearise: "Linearise | None"
+
+    def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
+        """cotangent (rows, r, w_dim) on w -> (rows, r, z_dim) on z.
+
+        rows   (pairs,) with a cotangent (pairs, r, w_dim): the row that each belongs to. Rows may come more than once
+        """
+        ...
+
+
+class Linearise(Protocol):
+    """Mapping, heads on w, and the pullback of their slopes, in one call."""
+
+    def __call__(
+        self,
+        z: Array,
+        psi: Array,
+        label: Array | None,
+        heads: Mapping[str, tuple[Array, Array]],
+        pair_row: Array,
+        source: Array,
+        near_row: Array,
+        near_anchor: Array,
+    ) -> tuple[Array, dict[str, Array], Array]:
+        """z, psi, label as in ``forward``.
+
+        heads      {head: rows (m,), seeds (k, C)} in the order of the bundle
+        pair_row   (pairs,): the row of each cotangent that is wanted
+        source     (pairs,): its place among the slopes (m, k) of all heads, one head after the other, and after them
+                   w[near_row] - near_anchor (q, w_dim)
+        returns    w (rows, w_dim), {head: logits (m, C)}, the cotangents on z (pairs, z_dim)
+        """
         ...
 
 
@@ -42,9 +77,14 @@ class Runtime(Protocol):
     Its functions may be called by several threads at a time; a field belongs to one.
 
     precision         of the pictures
-    slopes            precision of the rows of Jacobian; w and logits are float32 or better everywhere
+    slopes            precision of the rows of Jacobian; if it is tf32 or fp16 also of w and logits, which else are
+                      float32 or better
     dtype             of the field's results, and so of the solver's state
     row_independent   a row's result does not depend, to the bit, on the other rows of the call
+
+    It may also have ``solver(solver, capacity)``: the solver as it runs there, such as one whose ``step`` takes all
+    rows of a batch to their end. That solver's ``room`` is how many rows it wants to be given at a time. And
+    ``pixels(ws, noises)``: what ``synthesize`` gives as 8-bit pictures (rows, R, R, channels), made on the device.
     """
 
     name: str
@@ -78,53 +118,64 @@ class Runtime(Protocol):
 class Entry:
     """Where a runtime is and what may be asked of it.
 
-    extra        of the package, which installs it
-    precisions   that can be chosen; the first is the default. Without a choice it is that of the bundle's graphs
+    extras       of the package, which install it, by device
+    precisions   that can be chosen on a device; the first is the default, except for tf32: without it, everything is
+                 computed as the bundle's graphs are typed
     """
 
     module: str
-    extra: str
-    devices: tuple[str, ...] = ("cpu",)
-    precisions: tuple[str, ...] = ()
+    extras: Mapping[str, str]
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 RUNTIMES = {
-    "onnxruntime": Entry("engine.runtimes.onnxruntime", "cpu"),
-    "openvino": Entry("engine.runtimes.openvino", "openvino", precisions=("fp32", "bf16", "bf16-jacobian")),
-    "numpy": Entry("engine.runtimes.reference", ""),
+    "onnxruntime": Entry("engine.runtimes.onnxruntime", {"cpu": "cpu", "cuda": "gpu"}, {"cuda": ("tf32",)}),
+    "openvino": Entry("engine.runtimes.openvino", {"cpu": "openvino"}, {"cpu": ("fp32", "bf16", "bf16-jacobian")}),
+    "cuda": Entry("engine.runtimes.cuda", {"cuda": "gpu"}, {"cuda": ("fp32", "tf32", "fp16")}),
+    "tensorrt": Entry("engine.runtimes.tensorrt", {"cuda": "tensorrt"}, {"cuda": ("fp32", "tf32", "fp16")}),
+    "tensorrt_rtx": Entry("engine.runtimes.tensorrt", {"cuda": "tensorrt-rtx"}, {"cuda": ("fp32", "tf32", "fp16")}),
+    "numpy": Entry("engine.runtimes.reference", {"cpu": ""}),
 }
-# The first of these that is installed is "auto".
-AUTO = ("onnxruntime",)
+# "auto" takes the first of these that is installed and knows the device. The first three solve alike, by our kernels;
+# who has installed a TensorRT wants its pictures.
+AUTO = {"cpu": ("onnxruntime",), "cuda": ("tensorrt", "tensorrt_rtx", "cuda", "onnxruntime")}
 
 
 def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0,
                  precision: str | None = None) -> Runtime:  # fmt: skip
-    """Open ``bundle`` on the runtime ``name``; 'auto' takes the first of AUTO that is installed.
+    """Open ``bundle`` on the runtime ``name``; 'auto' takes the first of the device's AUTO that is installed.
 
     threads, precision   0 and None: the runtime's own choice
     Raises BackendError: a choice is honoured or refused, never replaced.
     """
     if name == "auto":
-        for candidate in AUTO[:-1]:
-            with contextlib.suppress(MissingRuntime):
+        if device not in AUTO:
+            raise BackendError(f"there is no device {device!r}; known are: {', '.join(AUTO)}")
+        *others, name = AUTO[device]
+        for candidate in others:
+            with contextlib.suppress(MissingRuntime, UnfitDevice):
                 return open_runtime(bundle, candidate, device=device, threads=threads, precision=precision)
-        name = AUTO[-1]
     if name not in RUNTIMES:
         raise BackendError(f"there is no runtime {name!r}; known are: auto, {', '.join(RUNTIMES)}")
     entry = RUNTIMES[name]
-    if device not in entry.devices:
-        known = ", ".join(entry.devices)
+    if device not in entry.extras:
+        known = ", ".join(entry.extras)
         raise BackendError(f"runtime {name!r} does not run on device {device!r}; it runs on: {known}")
-    if precision is not None and precision not in entry.precisions:
-        known = ", ".join(entry.precisions) or "none, it computes as the bundle was exported"
+    choices = entry.precisions.get(device, ())
+    if precision is not None and precision not in choices:
+        known = ", ".join(choices) or "none, it computes as the bundle was exported"
         raise BackendError(f"runtime {name!r} has no precision {precision!r} to choose; it has: {known}")
     try:
         factory: Callable[..., Runtime] = import_module(entry.module).open_bundle
+        return factory(bundle, name=name, device=device, threads=threads, precision=precision)
     except ImportError as error:
-        advice = f"install it with: pip install 'lace-engine[{entry.extra}]'"
+        advice = f"install it with: pip install 'lace-engine[{entry.extras[device]}]'"
         raise MissingRuntime(f"runtime {name!r} is not installed ({error}); {advice}") from error
-    return factory(bundle, threads=threads, precision=precision)
 
 
 class MissingRuntime(BackendError):
     """The runtime is known, but the package behind it is not installed."""
+
+
+class UnfitDevice(BackendError):
+    """The runtime is installed, but does not run on this model of GPU."""

@@ -1,8 +1,12 @@
-"""The graphs of a bundle on ONNX Runtime's CPU provider."""
+"""The graphs of a bundle on ONNX Runtime: on its CPU provider, or on its CUDA provider (not yet run on a GPU)."""
 
+import contextlib
+import io
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -10,7 +14,13 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
+from engine.runtimes import ALL, MissingRuntime
+from engine.runtimes.decoding import IMAGE, ROWS, Buffers, Pictures, noise_sides, picture_precision, sizes
 
+if TYPE_CHECKING:
+    from engine.cuda.driver import Device
+
+CUDA = "CUDAExecutionProvider"
 # What one synthesis call decodes: more rows make a CPU no faster once they are 8 or a megapixel, and cost memory.
 SYNTHESIS_ROWS, SYNTHESIS_PIXELS = 8, 2**20
 # An InferenceSession; its stubs say that a result may be sparse, a list or a dictionary, which ours never are.
@@ -22,6 +32,9 @@ class Graphs(Protocol):
 
     bundle: Bundle
 
+    # Whether all graphs of the field run in one place, so that one call can do for them.
+    is_fused: bool
+
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
     def noise_inputs(self) -> dict[str, int]: ...
 
@@ -32,12 +45,29 @@ class GraphField:
     def __init__(self, graphs: Graphs, space: str):
         self.graphs, self.in_w = graphs, space == "w"
         self.feeds: dict[str, Array] = {}
+        has_it = graphs.is_fused and not self.in_w and "linearise" in graphs.bundle.manifest.graphs
+        self.linearise = self.run_linearise if has_it else None
 
-    def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array]):
+    def run_linearise(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, tuple[Array, Array]],
+                      pair_row: Array, source: Array, near_row: Array, near_anchor: Array):  # fmt: skip
+        """See engine.runtimes.Linearise."""
+        feeds = {"z": z, "psi": psi, "pair_row": pair_row, "source": source, "near_row": near_row,
+                 "near_anchor": near_anchor}  # fmt: skip
+        if label is not None:
+            feeds["label"] = label
+        for name, head in self.graphs.bundle.heads.items():
+            if head.space == "w":
+                feeds[f"rows.{name}"], feeds[f"seeds.{name}"] = heads.get(name) or nobody(head.widths[-1])
+        found = self.graphs.run("linearise", feeds)
+        return found["w"], {name: found[f"logits.{name}"] for name in heads}, found["jacobian"]
+
+    def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
+                some: Mapping[str, Array] = ALL):  # fmt: skip
         w = z if self.in_w else self.map(z, psi, label)
         found = {}
         for name, seeds in heads.items():
             x = w if self.graphs.bundle.heads[name].space == "w" else z
+            x = x[some[name]] if name in some else x
             answer = self.graphs.run(f"head.{name}", {"x": x, "seeds": seeds})
             found[name] = answer["logits"], answer["slopes"]
         return w, found
@@ -50,10 +80,17 @@ class GraphField:
         self.feeds = {"z": z, "psi": psi, **hidden}
         return found["w"]
 
-    def pullback(self, cotangent: Array) -> Array:
+    def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
         if self.in_w:
             return cotangent
-        return self.graphs.run("pullback", {**self.feeds, "cotangent": cotangent})["dz"]
+        feeds = self.feeds if rows is None else {name: value[rows] for name, value in self.feeds.items()}
+        return self.graphs.run("pullback", {**feeds, "cotangent": cotangent})["dz"]
+
+
+@cache
+def nobody(logits: int) -> tuple[Array, Array]:
+    """The rows and the seeds of a head that no row reads."""
+    return np.zeros(0, np.int64), np.zeros((0, logits), np.float32)
 
 
 def decode(graphs: Graphs, ws: Array, noises: Mapping[str, Array] | None, rows: int) -> Array:
@@ -68,16 +105,106 @@ def decode(graphs: Graphs, ws: Array, noises: Mapping[str, Array] | None, rows: 
     return images
 
 
+def require_cuda() -> None:
+    """Raises MissingRuntime if the package that is installed was built without the CUDA provider."""
+    if CUDA not in ort.get_available_providers():
+        raise MissingRuntime(f"onnxruntime {ort.__version__} has no {CUDA} here: install it with: pip uninstall "
+                             "onnxruntime && pip install 'lace-engine[gpu]'")  # fmt: skip
+
+
+@cache
+def load_libraries() -> None:
+    """Load CUDA's libraries from the packages that pip installs them in, where the system's loader does not look."""
+    with contextlib.redirect_stdout(io.StringIO()):  # what is missing is told by the session that needs it
+        ort.preload_dlls()
+
+
+def open_session(path: Path, threads: int, cuda: Mapping[str, Any] | None = None) -> Session:
+    """A session on the CPU provider; on the CUDA provider, and on that alone, where its options are given.
+
+    Raises BackendError: whatever cannot run on the provider that was asked for does not run.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # A plan of the memory for each number of rows, kept for ever: 1.5 instead of 1.0 GB at 1024 px, and no faster.
+    options.enable_mem_pattern = False
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if cuda is not None:
+        require_cuda()
+        load_libraries()
+        # Without these two, a node without a kernel or a library that is missing would send the work to the CPU. None
+        # of our graphs has a node that belongs there: no shape is computed.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        providers = [(CUDA, {name: str(value) for name, value in cuda.items()})]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime raises many private types
+        raise BackendError(f"onnxruntime {ort.__version__} cannot open {path}: {error}") from error
+    if cuda is not None and CUDA not in session.get_providers():
+        raise BackendError(f"onnxruntime {ort.__version__} could not start its {CUDA}: are the CUDA 13 libraries and "
+                           "the NVIDIA driver there? See: pip install 'lace-engine[gpu]'")  # fmt: skip
+    return session
+
+
+def cuda_options(*, tf32: bool = False, stream: int = 0, graphs: bool = False) -> dict[str, Any]:
+    """Options of the CUDA provider. TF32, which it uses by default, only where it was asked for."""
+    # The default search for the fastest convolution measures, and so may choose another, with other bits, every time.
+    options = {"device_id": 0, "use_tf32": int(tf32), "cudnn_conv_algo_search": "HEURISTIC"}
+    if stream:
+        options["user_compute_stream"] = stream
+    return {**options, "enable_cuda_graph": 1} if graphs else options
+
+
+class CudaDecoder:
+    """See engine.runtimes.decoding.Decoder. ONNX Runtime captures the graphs itself, one for each number of rows."""
+
+    name, version = "onnxruntime", ort.__version__
+
+    def __init__(self, bundle: Bundle, device: "Device", *, precision: str | None = None,
+                 rows: tuple[int, ...] = sizes(ROWS[0], ROWS[-1])):  # fmt: skip
+        self.rows, self.precision = rows, picture_precision(bundle, precision)
+        self.buffers = Buffers(bundle, device, rows[0])
+        self.addresses = self.buffers.addresses
+        options = cuda_options(tf32=precision == "tf32", stream=device.stream, graphs=True)
+        self.session = open_session(bundle.graph("synthesis"), 0, options)
+        self.bindings: dict[int, tuple[Any, Any]] = {}
+
+    def enqueue(self, rows: int) -> None:
+        if rows not in self.bindings:
+            self.bindings[rows] = self.bind(rows)
+        self.session.run_with_iobinding(*self.bindings[rows])
+
+    def bind(self, rows: int) -> tuple[Any, Any]:
+        """Fixed addresses and shapes, which its captured graphs need, and the options of such a call."""
+        binding = self.session.io_binding()
+        for name, shape in self.buffers.shapes.items():
+            bind = binding.bind_output if name == IMAGE else binding.bind_input
+            bind(name, "cuda", 0, np.float32, (rows, *shape), self.addresses[name])
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(rows))
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return binding, options
+
+
 class OnnxRuntime:
-    name, device, slopes = "onnxruntime", "cpu", "fp32"
+    name = "onnxruntime"
     version = ort.__version__
     dtype = np.dtype(np.float32)
-    # Each element of a product is summed in the same order whatever the number of rows; the tests check it.
-    row_independent = True
 
-    def __init__(self, bundle: Bundle, threads: int):
-        self.bundle, self.threads = bundle, threads
-        self.precision = bundle.manifest.graphs.get("synthesis", {}).get("precision", "fp32")
+    def __init__(self, bundle: Bundle, threads: int = 0, device: str = "cpu", precision: str | None = None):
+        self.bundle, self.threads, self.device = bundle, threads, device
+        self.slopes, self.precision = "fp32", picture_precision(bundle, precision)
+        # Each element of a product is summed in the same order whatever the number of rows; the tests check it. The
+        # libraries of a GPU choose their kernels by the number of rows.
+        self.row_independent = device == "cpu"
+        self.cuda = None
+        if device == "cuda":
+            require_cuda()
+            from engine.cuda.driver import Device
+
+            self.cuda = Pictures(bundle, Device(), lambda gpu: CudaDecoder(bundle, gpu, precision=precision))
+        self.is_fused = device == "cpu"
         self.sessions: dict[str, tuple[Session, list[str]]] = {}
         self.lock = Lock()
 
@@ -94,28 +221,20 @@ class OnnxRuntime:
             return self.sessions[graph]
 
     def open(self, graph: str) -> Session:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        # A plan of the memory for each number of rows, kept for ever: 1.5 instead of 1.0 GB at 1024 px, and no faster.
-        options.enable_mem_pattern = False
-        path = self.bundle.graph(graph)
-        try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises many private types
-            raise BackendError(f"onnxruntime {ort.__version__} cannot open {path}: {error}") from error
+        return open_session(self.bundle.graph(graph), self.threads, cuda_options() if self.cuda else None)
 
     def field(self, space: str = "z") -> GraphField:
         return GraphField(self, space)
 
     def noise_inputs(self) -> dict[str, int]:
-        session, _ = self.session("synthesis")
-        return {node.name: node.shape[-1] for node in session.get_inputs() if node.name != "ws"}
+        return noise_sides(self.bundle)
 
     def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
+        if self.cuda:
+            return self.cuda.synthesize(ws, noises)
         fitting = SYNTHESIS_PIXELS // self.bundle.generator.resolution**2
         return decode(self, ws, noises, min(max(fitting, 1), SYNTHESIS_ROWS))
 
 
-def open_bundle(bundle: Bundle, *, threads: int = 0, precision: str | None = None) -> OnnxRuntime:
-    return OnnxRuntime(bundle, threads)
+def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> OnnxRuntime:
+    return OnnxRuntime(bundle, threads, device, precision)

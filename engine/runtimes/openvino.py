@@ -38,7 +38,8 @@ class OpenVinoRuntime:
     def __init__(self, bundle: Bundle, threads: int, precision: str):
         half = precision != "fp32"
         self.bundle, self.precision = bundle, "bf16" if half else "fp32"
-        self.slopes = self.precision if "pullback" in GRAPHS[precision] else "fp32"
+        self.is_fused = "pullback" not in GRAPHS[precision]
+        self.slopes = "fp32" if self.is_fused else self.precision
         self.core, self.lock = ov.Core(), Lock()
         if half and not has_bf16(self.core):
             raise BackendError(f"precision {precision!r}: this processor has no bfloat16 instructions, without which "
@@ -100,5 +101,5 @@ def has_bf16(core: ov.Core) -> bool:
     return not processor.exists() or not NATIVE_BF16.isdisjoint(processor.read_text().split())
 
 
-def open_bundle(bundle: Bundle, *, threads: int = 0, precision: str | None = None) -> OpenVinoRuntime:
+def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> OpenVinoRuntime:
     return OpenVinoRuntime(bundle, threads, precision or "fp32")

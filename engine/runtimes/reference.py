@@ -10,6 +10,7 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
+from engine.runtimes import ALL
 from kernels import field as twin
 
 NO_PICTURES = "runtime 'numpy' only solves; to decode pictures choose runtime='onnxruntime'"
@@ -24,7 +25,8 @@ class ReferenceField:
         self.z = self.psi = np.empty((0, 0))
         self.hidden: list[Array] = []
 
-    def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array]):
+    def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
+                some: Mapping[str, Array] = ALL):  # fmt: skip
         self.z, self.psi = z.astype(np.float64), psi.astype(np.float64)
         if self.in_w:
             w = self.z
@@ -32,14 +34,20 @@ class ReferenceField:
             w, self.hidden = twin.mapping(self.tensors, self.z, self.psi, label)
         found = {}
         for name, seeds in heads.items():
-            logits, hidden = twin.head(self.stacks[name], w if self.spaces[name] == "w" else self.z)
-            found[name] = logits, twin.head_rows(self.stacks[name], hidden, seeds, rows=len(z))
+            x = w if self.spaces[name] == "w" else self.z
+            x = x[some[name]] if name in some else x
+            logits, hidden = twin.head(self.stacks[name], x)
+            found[name] = logits, twin.head_rows(self.stacks[name], hidden, seeds, rows=len(x))
         return w, found
 
-    def pullback(self, cotangent: Array) -> Array:
+    linearise = None
+
+    def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
         if self.in_w:
             return cotangent
-        return twin.pullback(self.tensors, self.z, self.psi, self.hidden, cotangent.astype(np.float64))
+        part = slice(None) if rows is None else rows
+        hidden = [activation[part] for activation in self.hidden]
+        return twin.pullback(self.tensors, self.z[part], self.psi[part], hidden, cotangent.astype(np.float64))
 
 
 class ReferenceRuntime:
@@ -62,5 +70,5 @@ class ReferenceRuntime:
         raise BackendError(NO_PICTURES)
 
 
-def open_bundle(bundle: Bundle, *, threads: int = 0, precision: str | None = None) -> ReferenceRuntime:
+def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> ReferenceRuntime:
     return ReferenceRuntime(bundle)

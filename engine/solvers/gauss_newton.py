@@ -33,7 +33,7 @@ from numpy import ndarray as Array
 from engine.batch import Batch, Status
 from engine.clock import CLOCKS
 from engine.errors import SolveError
-from engine.flow import Flow, Point, weighted_sum
+from engine.flow import Flow, Point
 from engine.solvers.control import first_step, remaining_budget_step, root_mean_square
 
 GAMMA = 1 - 1 / np.sqrt(2)
@@ -56,68 +56,59 @@ SMALLEST_STEP = 1e-10
 NEAR_STRETCH = 5.0
 
 LENGTH = CLOCKS["flow"][0]
-# A vector a F + J^T y of each of m rows with r columns, as a (m, 1, 1) and y (m, r, 1).
-Vector = tuple[Array, Array]
 
 
 class Linear:
-    """S = (I - c A)^-1 and A for m rows with r columns each, on vectors that are kept as a F + J^T y.
+    """S = (I - c A)^-1 and A for m rows with r columns each.
 
     jacobian (m, r, d) = J, gradient (m, d) = F, curvature (m, r, r) = C, shift (m,) = lambda, c (m,) = gamma h
 
-    Only ``project`` and ``expand`` touch vectors of d numbers; all else has the size of r.
+    A vector x = a F + J^T y is kept as (a, y, J x), one array (m, 1 + r + r, 1): only ``project`` and ``expand`` touch
+    vectors of d numbers.
     """
 
     def __init__(self, jacobian: Array, gradient: Array, curvature: Array, shift: Array, c: Array):
         self.jacobian, self.gradient, self.curvature = jacobian, gradient, curvature
+        self.y, self.seen = slice(1, 1 + jacobian.shape[1]), slice(1 + jacobian.shape[1], None)
         self.shift = shift[:, None, None]
         c = c[:, None, None]
         self.scale = 1 / (1 + c * self.shift)
+        c = c * self.scale
         self.gram = np.matmul(jacobian, jacobian.swapaxes(1, 2)).astype(float)
         self.ahead = self.project(gradient)
         # Woodbury: (I + c J^T C J)^-1 = I - J^T (I + c C G)^-1 c C J; the system is singular by rounding only.
-        system = np.eye(jacobian.shape[1]) + c * self.scale * np.matmul(curvature, self.gram)
-        self.core = solve_each(system, c * self.scale * curvature)
+        system = np.eye(jacobian.shape[1]) + c * np.matmul(curvature, self.gram)
+        self.core = solve_each(system, c * curvature)
 
     def project(self, x: Array) -> Array:
         """J x: (m, d) -> (m, r, 1) float64."""
         return np.matmul(self.jacobian, x[:, :, None]).astype(float)
 
-    def seen(self, vector: Vector) -> Array:
-        """J x of a vector."""
-        a, y = vector
-        return a * self.ahead + np.matmul(self.gram, y)
+    def along(self, length: Array) -> Array:
+        """length F, for length (m,)."""
+        length = length[:, None, None]
+        return np.concatenate([length, np.zeros_like(self.ahead), length * self.ahead], axis=1)
 
-    def solve(self, vector: Vector) -> Vector:
+    def solve(self, x: Array) -> Array:
         """S x."""
-        a, y = vector
-        return self.scale * a, self.scale * (y - np.matmul(self.core, self.seen(vector)))
+        back = np.matmul(self.core, x[:, self.seen])
+        found = x.copy()
+        found[:, self.y] -= back
+        found[:, self.seen] -= np.matmul(self.gram, back)
+        found *= self.scale
+        return found
 
-    def apply(self, vector: Vector) -> Vector:
-        """A x."""
-        a, y = vector
-        return -self.shift * a, -(np.matmul(self.curvature, self.seen(vector)) + self.shift * y)
+    def defect(self, after: Array, move: Array) -> Array:
+        """F(trial) - F - A (trial - z) for after (m, d) = F(trial), of which (a, y) tell all but F(trial) itself."""
+        y = np.matmul(self.curvature, move[:, self.seen]) + self.shift * move[:, self.y]
+        a = self.shift * move[:, :1] - 1
+        return np.concatenate([a, y, self.project(after) + a * self.ahead + np.matmul(self.gram, y)], axis=1)
 
-    def solve_twice(self, x: Array) -> tuple[Array, Array]:
-        """S^2 x = b x + J^T y for any x (m, d): b (m, 1, 1) and y."""
-        b, seen = self.scale**2, self.project(x)
-        once = np.matmul(self.core, seen)
-        twice = np.matmul(self.core, self.scale * (seen - np.matmul(self.gram, once)))
-        return b, -(b * once + self.scale * twice)
-
-    def expand(self, *vectors: Vector) -> list[Array]:
+    def expand(self, *vectors: Array) -> list[Array]:
         """The vectors themselves, (m, d) each."""
-        dtype = self.gradient.dtype
-        y = np.concatenate([y for _, y in vectors], axis=2).astype(dtype)
-        full = np.matmul(y.swapaxes(1, 2), self.jacobian)
-        return [a[:, 0].astype(dtype) * self.gradient + full[:, i] for i, (a, _) in enumerate(vectors)]
-
-
-def combined(weights: Array, vectors: list[Vector]) -> Vector:
-    """Sum of weight_j vector_j; weights (n,) or (n, m, 1, 1)."""
-    a = sum(weight * vector[0] for weight, vector in zip(weights, vectors, strict=True))
-    y = sum(weight * vector[1] for weight, vector in zip(weights, vectors, strict=True))
-    return a, y  # type: ignore[return-value]  # sum() may give 0 for no terms
+        short = np.concatenate(vectors, axis=2).astype(self.gradient.dtype)
+        full = np.matmul(short[:, self.y].swapaxes(1, 2), self.jacobian)
+        return [short[:, 0, i, None] * self.gradient + full[:, i] for i in range(len(vectors))]
 
 
 def solve_each(systems: Array, right: Array) -> Array:
@@ -171,24 +162,19 @@ class GaussNewton:
             some = rows[part]
             linear = Linear(batch.jacobian[some, :r], batch.gradient[some], batch.curvature[some, :r, :r],
                             2 * NEAR_STRETCH * batch.near[some], GAMMA * h[part])  # fmt: skip
-            length = h[part][:, None, None]
-            powers = [linear.solve((length, np.zeros((len(length), r, 1))))]
+            powers = [linear.solve(linear.along(h[part]))]
             for _ in range(2):
                 powers.append(linear.solve(powers[-1]))
-            move = combined(np.array([GAMMA, 1 - GAMMA]), powers[:2])
-            moved, phi_error = linear.expand(move, combined(PHI_ERROR, powers))
+            move = GAMMA * powers[0] + (1 - GAMMA) * powers[1]
+            moved, phi_error = linear.expand(move, np.einsum("k,kmri->mri", PHI_ERROR, powers))
             trial[part], errors[part] = z[part] + moved, root_mean_square(phi_error)
             linears.append((part, linear, move))
         point = flow.evaluate(batch, rows, trial, linear=True)
         for part, linear, move in linears:
-            # d = F(trial) - F - A (trial - z), of which F(trial) alone is no combination of F and J^T.
-            a, y = linear.apply(move)
-            b, extra = linear.solve_twice(point.gradient[part])
-            a, y = linear.solve(linear.solve((-1 - a, -y)))
-            (known,) = linear.expand((a, y + extra))
-            half = 0.5 * h[part][:, None]
-            error = root_mean_square(half * (known + b[:, 0] * point.gradient[part]))
-            errors[part] = np.maximum(errors[part], error)
+            after = point.gradient[part]
+            (known,) = linear.expand(linear.solve(linear.solve(linear.defect(after, move))))
+            error = known + (linear.scale**2)[:, 0].astype(after.dtype) * after
+            errors[part] = np.maximum(errors[part], 0.5 * h[part] * root_mean_square(error))
         errors /= self.atol + self.rtol * root_mean_square(trial - batch.origin[rows])
         self.decide(batch, rows, trial, point, h, passes, errors)
 
@@ -240,7 +226,9 @@ class GaussNewton:
             before = batch.jacobian[rows[late], :r]
             change = (before - jacobian[late]) / 2
             jacobian[late] += change
-            gradient[late] += weighted_sum(point.cotangents[part][late, :r], change)
-        batch.gradient[rows], batch.logp[rows] = gradient, point.logp[part]
+            for slot, weight in enumerate(point.cotangents[part][late].T.astype(gradient.dtype)):
+                gradient[late] += weight[:, None] * change[:, slot]
+        batch.keep(rows, point.logp[part], point.w[part], point.logits[part])
+        batch.gradient[rows] = gradient
         batch.jacobian[rows, :r] = jacobian
         batch.curvature[rows, :r, :r] = point.curvature[part]

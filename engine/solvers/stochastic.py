@@ -15,15 +15,13 @@ from engine.batch import Batch, Status
 from engine.clock import BETA, T_END
 from engine.errors import SolveError
 from engine.flow import Flow
-from kernels.noise import normals
+from kernels.noise import normals_many
 
 
 def draw(batch: Batch, rows: Array, stream: Array) -> Array:
     """Fresh normals (n, width): row i takes stream[i] of its own seed."""
-    width = batch.z.shape[1]
-    return np.stack([normals(batch.seeds[r], int(s), width) for r, s in zip(rows, stream, strict=True)]).astype(
-        batch.dtype
-    )
+    seeds = [batch.seeds[row] for row in rows]
+    return normals_many(seeds, [int(s) for s in stream], batch.z.shape[1]).astype(batch.dtype)
 
 
 def score(flow: Flow, batch: Batch, rows: Array, z: Array) -> Array:

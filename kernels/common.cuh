@@ -1,0 +1,167 @@
+// Types, and the team of threads that works on one row or tile. The same text is compiled for the device, where a team
+// is a block, and for the host, where it is one thread, or several that stand for a block (host.cuh).
+#pragma once
+
+#ifdef __CUDACC__
+#define EITHER __host__ __device__ inline
+#define NOT_INLINED __host__ __device__ __noinline__
+#define DEVICE_ONLY(...) __VA_ARGS__
+#define HOST_ONLY(...)
+#else
+#include "host.cuh"
+#define EITHER inline
+#define NOT_INLINED inline
+#define DEVICE_ONLY(...)
+#define HOST_ONLY(...) __VA_ARGS__
+using namespace std;
+#endif
+
+#ifndef REAL
+#define REAL float  // the host's tests also take double
+#endif
+typedef REAL real;
+
+#define FP32 0
+#define TF32 1
+#define FP16 2
+#ifndef PRECISION
+#define PRECISION FP32
+#endif
+
+#if PRECISION == FP16
+DEVICE_ONLY(typedef unsigned short operand;)  // the bits of a half: NVRTC knows the type only through a header
+HOST_ONLY(typedef _Float16 operand;)
+#else
+typedef real operand;
+#endif
+
+enum Phase { IDLE, FRESH, RUNNING, FINAL };
+enum Status { STATUS_RUNNING, STATUS_DONE, STATUS_STEP_LIMIT, STATUS_NONFINITE, STATUS_STEP_UNDERFLOW };
+enum Counter { STEPS, EVALUATIONS, REJECTED, FORCED };
+enum Queue { COUNT, NEXT, ROWS_RUNNING, ITERATIONS, LIMIT, GOES_ON };
+
+// What the kernels before have written is complete after this, and the kernels behind may be brought in. Every block
+// must come here, or a later kernel could be told that an earlier one has ended. Without the launch attribute for
+// programmatic dependent launch it does nothing.
+EITHER void wait_for_inputs() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+#ifdef __CUDACC__
+
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(BLOCK_##name, 1) name
+
+__device__ inline float from_half(unsigned short bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+
+// A block as a team.
+#define TEAM                      \
+    __shared__ double shared[32]; \
+    Team team = {(int)threadIdx.x % 32, (int)threadIdx.x / 32, (int)blockDim.x / 32, shared}
+
+#endif
+
+EITHER operand to_operand(real x) {
+#if PRECISION == FP16
+    DEVICE_ONLY(operand h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h;)
+    HOST_ONLY(return (operand)(float)x;)
+#elif PRECISION == TF32
+    // The hardware drops the low 13 bits; half of the last kept digit makes that a rounding.
+    unsigned bits;
+    float single = (float)x;
+    memcpy(&bits, &single, 4);
+    bits = (bits + 0x1000u) & 0xFFFFE000u;
+    memcpy(&single, &bits, 4);
+    return single;
+#else
+    return x;
+#endif
+}
+
+EITHER real from_operand(operand x) {
+#if PRECISION == FP16
+    DEVICE_ONLY(return from_half(x);)
+    HOST_ONLY(return (real)(float)x;)
+#else
+    return x;
+#endif
+}
+
+EITHER real slope(operand activation) { return from_operand(activation) > 0 ? (real)1 : (real)SLOPE; }
+
+EITHER bool is_finite(double x) { return x - x == 0; }
+
+// The threads that work together: `warps` warps of `lanes` threads. All of them must come to each call below.
+struct Team {
+    int lane, warp, warps;
+    double* shared;  // one number a warp
+    DEVICE_ONLY(static constexpr int lanes = 32;)
+    HOST_ONLY(int lanes; Crew * crew;)  // without a crew: one thread
+
+    EITHER int thread() const { return warp * lanes + lane; }
+    EITHER int threads() const { return warps * lanes; }
+    EITHER bool first() const { return thread() == 0; }
+
+    EITHER void sync() const {
+        DEVICE_ONLY(__syncthreads();)
+        HOST_ONLY(if (crew) crew->block.wait(thread());)
+    }
+
+    // The number of the lane whose bits differ by `far`.
+    template <class T> EITHER T across(T x, int far) const {
+        DEVICE_ONLY(return __shfl_xor_sync(~0u, x, far);)
+        HOST_ONLY(return (T)crew->exchange(warp, lane, lane ^ far, x);)
+    }
+
+    // Over the lanes of a warp, the same in all of them.
+    template <class T> EITHER T warp_sum(T x) const {
+        for (int far = lanes / 2; far; far /= 2) x += across(x, far);
+        return x;
+    }
+
+    // Over all threads, the same in all of them. Its many places would bloat the kernels if it were inlined.
+    NOT_INLINED double sum(double x) const {
+        x = warp_sum(x);
+        sync();
+        if (lane == 0) shared[warp] = x;
+        sync();
+        double total = 0;
+        for (int i = 0; i < warps; i++) total += shared[i];
+        return total;
+    }
+
+    EITHER double max(double x) const {
+        for (int far = lanes / 2; far; far /= 2) x = fmax(x, across(x, far));
+        sync();
+        if (lane == 0) shared[warp] = x;
+        sync();
+        double top = shared[0];
+        for (int i = 1; i < warps; i++) top = fmax(top, shared[i]);
+        return top;
+    }
+
+    // How many threads before this one say yes, and in `total` how many do at all.
+    EITHER int rank(bool yes, int* total) const {
+        int before = 0, all = yes;
+        for (int far = 1; far < lanes; far *= 2) {  // of 2 far lanes, the upper half has all of the lower one before it
+            int other = across(all, far);
+            if (lane & far) before += other;
+            all += other;
+        }
+        sync();
+        if (lane == 0) shared[warp] = all;
+        sync();
+        *total = 0;
+        for (int i = 0; i < warps; i++) {
+            if (i < warp) before += (int)shared[i];
+            *total += (int)shared[i];
+        }
+        return before;
+    }
+};

@@ -1,0 +1,138 @@
+"""Every kernel compiles for every architecture, without spilling registers; the cache is whole or not there."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kernels import compile as compiling
+from kernels import layout
+from kernels.compile import BLOCKS, TILES, CompileError, build
+from tests.host_kernels import compiler, library
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+
+SOLVE = set(BLOCKS) - {"turnover_while"}
+# Every architecture and every precision once; all of both takes a minute.
+SOME = [("sm_80", "fp32"), ("sm_90", "fp16"), ("sm_120", "tf32")]
+REST = [(a, p) for a in ("sm_80", "sm_90", "sm_120") for p in layout.PRECISIONS if (a, p) not in SOME]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cubins")
+
+
+@pytest.mark.parametrize(("architecture", "precision"),
+                         [*SOME, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)])  # fmt: skip
+def test_the_kernels_of_a_solve_compile_and_spill_nothing(folder, architecture, precision):
+    built = build("solve", architecture=architecture, precision=precision, folder=folder)
+    assert set(built.resources) == SOLVE
+    assert {name: r.spills for name, r in built.resources.items() if r.spills} == {}
+    for name, r in built.resources.items():
+        # A multiprocessor has 65,536 registers, and a block 48 KiB of shared memory without asking for more.
+        assert r.registers * BLOCKS[name] <= 65_536
+        assert r.shared <= 48 * 1024
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
+def test_the_kernel_of_a_while_node_compiles(folder, architecture):
+    built = build("loop", architecture=architecture, folder=folder)
+    assert [(name, r.spills) for name, r in built.resources.items()] == [("turnover_while", 0)]
+
+
+def test_narrow_layers_leave_room_for_a_second_block(folder):
+    """The narrow tile is for few rows, where many small blocks hide each other's latency."""
+    resources = build("solve", architecture="sm_90", precision="fp16", folder=folder).resources["dense_16x8"]
+    assert resources.registers * BLOCKS["dense_16x8"] <= 65_536 // 2
+
+
+def test_a_cubin_comes_from_the_cache_as_it_was_built(tmp_path, monkeypatch):
+    first = build("loop", architecture="sm_90", folder=tmp_path)
+    monkeypatch.setattr(compiling, "compiled", lambda *_: pytest.fail("it was compiled again"))
+    assert build("loop", architecture="sm_90", folder=tmp_path) == first
+
+
+def test_a_damaged_file_of_the_cache_is_made_anew(tmp_path):
+    first = build("loop", architecture="sm_90", folder=tmp_path)
+    (place,) = tmp_path.iterdir()
+    for content in (b"", place.read_bytes()[:-1], b"nonsense\n", b'{"sha256": 1}\n'):
+        place.write_bytes(content)
+        assert build("loop", architecture="sm_90", folder=tmp_path) == first
+        assert place.read_bytes().endswith(first.cubin)
+
+
+@pytest.mark.parametrize("change", ["source", "constant", "version", "architecture", "precision"])
+def test_the_cache_knows_all_that_a_cubin_depends_on(tmp_path, monkeypatch, change):
+    options = {"architecture": "sm_90", "precision": "fp32"}
+    build("loop", folder=tmp_path, **options)
+    texts = compiling.sources()
+    if change == "source":
+        monkeypatch.setattr(compiling, "sources", lambda: texts | {"loop.cu": texts["loop.cu"] + "\n"})
+    elif change == "constant":
+        monkeypatch.setattr(compiling, "sources", lambda: texts | {"constants.cuh": texts["constants.cuh"] + "\n"})
+    elif change == "version":
+        monkeypatch.setattr(compiling, "nvrtc_version", lambda: (99, 0))
+    else:
+        options[change] = {"architecture": "sm_80", "precision": "fp16"}[change]
+    build("loop", folder=tmp_path, **options)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert build("loop", architecture="sm_90", folder=tmp_path / "file").cubin
+
+
+def test_refusals_say_what_was_wrong(tmp_path, monkeypatch):
+    with pytest.raises(CompileError, match=r"no source 'x'.*fp16"):
+        build("x", architecture="sm_90", folder=tmp_path)
+    with pytest.raises(CompileError, match=r"refused loop\.cu.*sm_1\b"):
+        build("loop", architecture="sm_1", folder=tmp_path)
+    texts = compiling.sources()
+    monkeypatch.setattr(compiling, "sources", lambda: texts | {"loop.cu": "int x = y;"})
+    with pytest.raises(CompileError, match=r'identifier "y" is undefined'):
+        build("loop", architecture="sm_90", folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_kernels_imports_no_cuda():
+    command = (
+        "import sys, kernels.compile, kernels.layout; assert not any(m.split('.')[0] == 'cuda' for m in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", command], check=True)
+
+
+def claims():
+    """What numpy says about the structs, as C."""
+    includes = "".join(f'#include "{name}.cuh"\n' for name in ("constants", "common", "layout"))
+    return includes + "".join(
+        f"static_assert(sizeof({name}) == {dtype.itemsize});\n"
+        + "".join(
+            f"static_assert(__builtin_offsetof({name}, {field}) == {dtype.fields[field][1]});\n"
+            for field in dtype.names
+        )
+        for name, dtype in layout.DTYPES.items()
+    )
+
+
+def test_the_device_compiler_lays_structs_out_as_numpy_does():
+    texts = compiling.sources() | {"loop.cu": claims()}
+    compiling.compiled("loop.cu", texts, ("--std=c++17", "--gpu-architecture=sm_90"))
+    texts["loop.cu"] = claims().replace("conditional) == ", "conditional) == 1")
+    with pytest.raises(CompileError, match="static assertion failed"):
+        compiling.compiled("loop.cu", texts, ("--std=c++17", "--gpu-architecture=sm_90"))
+
+
+@pytest.mark.skipif(compiler() is None and "CI" not in os.environ, reason="no C++ compiler is installed")
+def test_the_host_compiler_lays_structs_out_as_numpy_does():
+    library("float", "fp16", claims())
+
+
+def test_every_kernel_is_known_with_its_block():
+    texts = compiling.sources()
+    found = re.findall(r"^(?:KERNEL|DEFINE|DEFINE_PIXELS)\((\w+)", texts["solve.cu"] + texts["loop.cu"], re.MULTILINE)
+    assert set(found) == set(BLOCKS)
+    assert set(TILES) < set(BLOCKS)
