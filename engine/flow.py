@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 from engine.batch import Batch
 from engine.bundle import Bundle
 from engine.routing import Inputs, Routing, Use
-from engine.runtimes import Field, Linearise
+from engine.runtimes import Field
 from kernels.tape import evaluate as interpret
 
 
@@ -63,42 +63,39 @@ class Flow:
         """Evaluate at ``z`` (n, width), one latent for each of ``rows``."""
         n, width = z.shape
         routing = self.route(batch, rows)
-        fused = self.field.linearise if linear and not routing.reads_z else None
-        if fused:
-            w, logits, pulled = self.linearise(fused, batch, rows, z, routing)
-            on_w = on_z = np.empty(0)
+        pulled = on_w = on_z = np.empty(0)
+        if linear:
+            w, logits, pulled = self.linearise(batch, rows, z, routing)
         else:
             w, logits, on_w, on_z = self.cotangents(batch, rows, z, routing)
-            pulled = None
         logp, cotangents, curvature = self.interpret(routing, logits)
         weights = np.empty(routing.count, z.dtype)
         weights[routing.pair] = cotangents[routing.row, routing.slot]
         point = Point(logp, w, logits, np.zeros((n, width), z.dtype), cotangents, np.empty(0), curvature)
         weights[routing.near_pair] = self.add_near(batch, rows, z, point, routing)
-        if not linear:
+        if linear:
+            point.gradient += routing.add_up(weights, pulled, n)
+            point.jacobian = np.zeros((n, routing.width, width), z.dtype)
+            point.jacobian[routing.row, routing.slot] = pulled[routing.pair]
+        elif routing.count:
             # The gradient alone needs one cotangent a row instead of one a column.
-            if routing.count:
-                point.gradient += self.field.pullback(routing.add_up(weights, on_w, n)[:, None])[:, 0]
+            point.gradient += self.field.pullback(routing.add_up(weights, on_w, n)[:, None])[:, 0]
             if routing.reads_z:
                 point.gradient += routing.add_up(weights, on_z, n)
-            return point
-        if pulled is None:
-            pulled = self.pull_back(routing, n, on_w, on_z)
-        point.gradient += routing.add_up(weights, pulled, n)
-        point.jacobian = np.zeros((n, routing.width, width), z.dtype)
-        point.jacobian[routing.row, routing.slot] = pulled[routing.pair]
         return point
 
-    def linearise(self, fused: Linearise, batch: Batch, rows: Array, z: Array,
-                  routing: Routing) -> tuple[Array, Array, Array]:  # fmt: skip
-        """w, all logits (n, L), and every pair's cotangent on z (pairs, width), in one call."""
+    def linearise(self, batch: Batch, rows: Array, z: Array, routing: Routing) -> tuple[Array, Array, Array]:
+        """w, all logits (n, L), and every pair's cotangent on z (pairs, width): in one call, if the field can."""
         n, label = len(rows), batch.label[rows] if self.labels else None
+        if self.field.linearise is None or routing.reads_z:
+            w, logits, on_w, on_z = self.cotangents(batch, rows, z, routing)
+            return w, logits, self.pull_back(routing, n, on_w, on_z)
         everybody = np.arange(n)
         heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype))
                  for use in routing.uses}  # fmt: skip
-        anchor = batch.anchor_w[rows[routing.near]]
-        w, found, pulled = fused(
-            z, batch.psi[rows], label, heads, routing.pair_row, routing.source, routing.near, anchor
+        near = routing.near, batch.anchor_w[rows[routing.near]]
+        w, found, pulled = self.field.linearise(
+            z, batch.psi[rows], label, heads, routing.pair_row, routing.source, *near
         )
         return w, self.all_logits(n, routing, found, z.dtype), pulled
 

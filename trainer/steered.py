@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from engine.bundle import Attribute
-from engine.condition import And, Condition, Is, Weighted
+from engine.condition import And, Condition, Is
 from engine.requests import Request
 from engine.sampler import Sampler
 from exporter.export import export
@@ -22,19 +22,16 @@ from trainer.pairs import Labellers, Pairs, check_size, held_back
 BLOCK = 64  # requests in a row that name the same attributes: they then share the evaluation of their heads
 MOST = 3  # attributes in a condition
 TRUNCATIONS = (0.5, 1.0)
-# Weights of the conditions: a strong one goes on where a plain one ends, and finds what only looks like its class.
-STRENGTHS = (1.0, 1.0, 3.0, 10.0)
 
 
 def random_conditions(attributes: Sequence[Attribute], count: int, rng: np.random.Generator) -> list[Condition]:
-    """Weighted conditions on one to three attributes, every class and every value within its range equally often."""
+    """Conditions on one to three attributes, every class and every value within its range equally often."""
     conditions = []
     for start in range(0, count, BLOCK):
         names = rng.choice(len(attributes), size=rng.integers(1, min(MOST, len(attributes)) + 1), replace=False)
         for _ in range(min(BLOCK, count - start)):
             terms = tuple(Is(attributes[i].name, target(attributes[i], rng)) for i in names)
-            condition = terms[0] if len(terms) == 1 else And(terms)
-            conditions.append(Weighted(float(rng.choice(STRENGTHS)), condition))
+            conditions.append(terms[0] if len(terms) == 1 else And(terms))
     return conditions
 
 
