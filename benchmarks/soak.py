@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -26,7 +26,7 @@ from engine import DeadlineError, LaceError, QueueFullError, Request, Sample, Sa
 from engine.bundle import Attribute
 
 OUTSTANDING = 24  # futures that a thread keeps at a time: all threads together fill the batch and the queue
-CHECKED = 0.01  # part of the samples that are solved again
+CHECKED, KEPT = 0.01, 500  # part of the samples that are solved again, and how many at most: memory is measured
 WARM_UP = 0.25  # part of the time after which memory is compared
 GROWTH = 0.02
 
@@ -125,7 +125,8 @@ def settle(random: Random, ledger: Ledger, wanted: Request, future: Future, kind
             ledger.fault("a future holds the sample of another request, or no picture")
         if random.random() < CHECKED:
             with ledger.lock:
-                ledger.samples.append(sample)
+                if len(ledger.samples) < KEPT:
+                    ledger.samples.append(replace(sample, image=None))
     if end not in ("finished", kind):
         ledger.fault(f"a request that was to be {kind} is {end}")
     ledger.count(end)

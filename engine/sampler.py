@@ -179,7 +179,8 @@ class Sampler:
         ws = np.stack([np.broadcast_to(s.w, (num_ws, len(s.w))) if s.ws is None else s.ws for s in samples])
         draw = getattr(self.runtime, "pixels", None) or (lambda *given: to_pixels(self.runtime.synthesize(*given)))
         images = draw(np.ascontiguousarray(ws, np.float32), self.noises(samples))
-        return [replace(sample, image=image) for sample, image in zip(samples, images, strict=True)]
+        # A copy each: who keeps one picture shall not keep those that were decoded with it.
+        return [replace(sample, image=image.copy()) for sample, image in zip(samples, images, strict=True)]
 
     def noises(self, samples: Sequence[Sample]) -> dict[str, Array]:
         """Noise inputs (rows, 1, r, r), where the bundle has them: a function of each sample's seed."""

@@ -71,8 +71,13 @@ def test_peers_solve_the_same_problem(bench, monkeypatch):
     answers = {name: peers.solvers(problem)[name]()() for name in ("paper", "torchdiffeq adaptive_heun")}
     for answer in answers.values():
         assert suites.examine(bench, problem, answer)["check"] == "passed"
+
+
+def test_a_jax_without_a_gpu_says_so(bench, monkeypatch):
+    pytest.importorskip("jax", reason="jax is not installed")
+    monkeypatch.setattr(peers, "check_torch", lambda: None)
     with pytest.raises(peers.Unavailable, match="without CUDA"):
-        peers.solvers(problem)["diffrax heun, jit"]()
+        peers.solvers(Problem(bench.bundle, ordinary(bench.bundle, 3), 2))["diffrax heun, jit"]()
 
 
 def test_what_bounds_an_evaluation():
