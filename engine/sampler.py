@@ -24,7 +24,7 @@ from engine.runtimes import open_runtime
 from engine.service import QUEUE, Service
 from engine.solvers import Solver, described, make_solver
 from engine.tape import Tape, lower
-from kernels.noise import normals, normals_many
+from kernels.noise import normals_many
 
 DEMO = "demo"
 # Tapes that are kept for conditions that come again.
@@ -184,8 +184,9 @@ class Sampler:
 
     def noises(self, samples: Sequence[Sample]) -> dict[str, Array]:
         """Noise inputs (rows, 1, r, r), where the bundle has them: a function of each sample's seed."""
+        seeds = [sample.seed for sample in samples]
         return {
-            name: np.stack([normals(s.seed, NOISE_STREAM + i, side**2).reshape(1, side, side) for s in samples])
+            name: normals_many(seeds, [NOISE_STREAM + i] * len(seeds), side**2).reshape(-1, 1, side, side)
             for i, (name, side) in enumerate(self.runtime.noise_inputs().items())
         }
 
@@ -244,10 +245,11 @@ class Sampler:
     def draw(self, requests: Sequence[Request]) -> list[Array]:
         """Where requests begin: the latent they bring, else that of their seed."""
         g = self.bundle.generator
-        drawn = iter(normals_many([r.seed for r in requests], [0] * len(requests), g.z_dim))
+        seeds = [r.seed for r in requests if r.w is None and r.z is None]
+        drawn = iter(normals_many(seeds, [0] * len(seeds), g.z_dim))
         return [checked_latent(r.w, g.w_dim, "w") if r.w is not None else
-                checked_latent(r.z, g.z_dim, "z") if r.z is not None else z
-                for r, z in zip(requests, drawn, strict=True)]  # fmt: skip
+                checked_latent(r.z, g.z_dim, "z") if r.z is not None else next(drawn)
+                for r in requests]  # fmt: skip
 
     def start(self, request: Request, condition: Condition | None, anchor: Anchor | None,
               z: Array | None = None) -> Start:  # fmt: skip

@@ -33,7 +33,7 @@ def viewed(address: int, nbytes: int) -> np.ndarray:
 
 
 class FakeMemory:
-    """``add`` puts work on a stream, ``drain`` does all that is pending."""
+    """The memory of a driver. The driver itself (fake_cuda.py) says what ``add`` to a stream and ``drain`` do."""
 
     def __init__(self):
         self.memory: list[Memory] = []

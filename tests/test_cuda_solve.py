@@ -284,7 +284,7 @@ def test_every_number_of_the_struct_is_set(world, on_device):
     sampler.solve("smile & near(0.1)", seeds=[0])
     (plan,) = [plan for plan in sampler.runtime.engine.plans.values() if plan.tickets.host["near"].any()]
     runge_kutta = {"stages", "fsal", "proportional", "integral", "rate_slope"}
-    fixed = {"steps", "fixed_first", "embedding", "embedded", "in_w", "state"}
+    fixed = {"steps", "fixed_first", "fixed_ratio", "embedding", "embedded", "in_w", "state"}
     left = {name for name in layout.DTYPES["Solve"].names if not plan.solve[name]}
     assert left <= runge_kutta | fixed
 

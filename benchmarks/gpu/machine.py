@@ -3,9 +3,9 @@
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from engine.cuda.driver import VERSION, Device
+from engine.origin import installed
 from kernels.compile import nvrtc_version
 
 PACKAGES = ("torch", "jax", "diffrax", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cupy-cuda13x")
@@ -26,13 +26,7 @@ def facts(device: Device) -> dict:
 
 
 def versions() -> dict[str, str]:
-    found = {"cuda": VERSION, "nvrtc": ".".join(map(str, nvrtc_version()))}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"cuda": VERSION, "nvrtc": ".".join(map(str, nvrtc_version())), **installed(PACKAGES)}
 
 
 def clock() -> dict[str, float]:

@@ -21,7 +21,7 @@ from engine.errors import RequestError
 from engine.requests import Request
 from engine.sampler import Sampler
 from kernels import field as twin
-from kernels.noise import normals
+from kernels.noise import normals_many
 
 # Rows that are judged; the others of a larger solve are timed only. A converged solve of 256 rows takes minutes.
 JUDGED, JUDGED_QUICK = 16, 4
@@ -80,7 +80,7 @@ def choice(attribute: Attribute, target: Target) -> str | float:
 
 
 def starts(bundle: Bundle, rows: int) -> Array:
-    return np.stack([normals(seed, 0, bundle.generator.z_dim) for seed in range(rows)])
+    return normals_many(range(rows), [0] * rows, bundle.generator.z_dim)
 
 
 def logits(bundle: Bundle, z: Array, names: Iterable[str]) -> dict[str, Array]:

@@ -13,13 +13,12 @@ A line holds one contestant's result in one setting::
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine import __version__
 from engine.errors import LaceError
+from engine.origin import git, installed, processor
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "torchdiffeq", "torchode", "jax", "diffrax")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -113,39 +112,21 @@ def machine() -> dict:
     """The processor, how many cores this process may use, and what instructions it has that matter here."""
     facts: dict = {"system": f"{platform.system()} {platform.machine()}", "cpu": platform.processor() or "unknown"}
     facts["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    table = Path("/proc/cpuinfo")
-    if table.exists():
-        entries = [line.partition(":") for line in table.read_text().splitlines()]
-        first = {key.strip(): value.strip() for key, _, value in reversed(entries)}
+    if first := processor():
         facts["cpu"] = f"{first.get('model name', facts['cpu'])} (model {first.get('model', '?')})"
         facts["features"] = [flag for flag in FEATURES if flag in first.get("flags", "").split()]
     return facts
 
 
 def versions() -> dict[str, str]:
-    found = {"lace-engine": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"lace-engine": __version__, "python": platform.python_version(), **installed(PACKAGES)}
 
 
 def commit() -> str:
     """The commit of the code beside this file with a + where files were changed since; or 'installed'."""
     root = Path(__file__).resolve().parent.parent.parent
-
-    def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-        except OSError:
-            return ""
-        return done.stdout.strip()
-
     # An installed copy may lie below somebody else's repository.
-    if git("ls-files", "engine/bench/records.py") == "":
+    if git(root, "ls-files", "engine/bench/records.py") == "":
         return "installed"
-    return git("rev-parse", "--short=12", "HEAD") + (
-        "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
+    changed = git(root, "status", "--porcelain", "--untracked-files=no")
+    return git(root, "rev-parse", "--short=12", "HEAD") + ("+" if changed else "")

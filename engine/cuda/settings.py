@@ -44,22 +44,22 @@ def numbers(solver: Steps) -> Mapping[str, float]:
     length = CLOCKS[solver.clock][0]
     common = {"max_evaluations": solver.max_evaluations, "rtol": solver.rtol, "atol": solver.atol, "length": length}
     if isinstance(solver, GaussNewton):
-        return common | gauss_newton_numbers(solver, length)
+        return common | gauss_newton_numbers(solver)
     return common | runge_kutta_numbers(solver, length)
 
 
-def gauss_newton_numbers(solver: GaussNewton, length: float) -> dict[str, float]:
-    steps = solver.steps or 0
-    ratio = gauss_newton.FIXED_SPREAD ** (1 / max(steps - 1, 1))
+def gauss_newton_numbers(solver: GaussNewton) -> dict[str, float]:
+    fixed_first, fixed_ratio = gauss_newton.fixed_steps(solver.steps) if solver.steps else (0.0, 0.0)
     first, second, third = gauss_newton.PHI_ERROR
     return {
-        "linear": 1, "steps": steps, "safety": gauss_newton.SAFETY, "shrink": gauss_newton.SHRINK,
-        "grow": gauss_newton.GROW, "smallest_step": gauss_newton.SMALLEST_STEP, "first_fraction": 0.03,
+        "linear": 1, "steps": solver.steps or 0, "safety": gauss_newton.SAFETY, "shrink": gauss_newton.SHRINK,
+        "grow": gauss_newton.GROW, "smallest_step": gauss_newton.SMALLEST_STEP,
+        "first_fraction": gauss_newton.FIRST_STEP,
         "budget_growth": control.BUDGET_GROWTH, "gamma": gauss_newton.GAMMA, "phi_error1": first,
         "phi_error2": second, "phi_error3": third, "exponent": gauss_newton.EXPONENT,
         "reach_shrink": gauss_newton.REACH_SHRINK, "reach_grow": gauss_newton.REACH_GROW,
-        "near_stretch": gauss_newton.NEAR_STRETCH, "fixed_ratio": ratio,
-        "fixed_first": length / np.sum(ratio ** np.arange(steps)) if steps else 0.0, "rate": 1.0,
+        "near_stretch": gauss_newton.NEAR_STRETCH, "fixed_ratio": fixed_ratio,
+        "fixed_first": fixed_first, "rate": 1.0,
     }  # fmt: skip
 
 
@@ -70,7 +70,8 @@ def runge_kutta_numbers(solver: RungeKutta, length: float) -> dict[str, float]:
     rate = {"flow": (1.0, 0.0), "paper": (0.5 * (slow + (fast - slow) * T_START), -0.5 * (fast - slow))}[solver.clock]
     return {
         "linear": 0, "steps": steps, "safety": runge_kutta.SAFETY, "shrink": runge_kutta.SHRINK,
-        "grow": runge_kutta.GROW, "smallest_step": runge_kutta.SMALLEST_STEP, "first_fraction": 0.01,
+        "grow": runge_kutta.GROW, "smallest_step": runge_kutta.SMALLEST_STEP,
+        "first_fraction": runge_kutta.FIRST_STEP,
         "fixed_first": length / steps if steps else 0.0, "stages": len(solver.tableau.b),
         "fsal": solver.tableau.is_fsal, "proportional": runge_kutta.PROPORTIONAL / order,
         "integral": runge_kutta.INTEGRAL / order, "rate": rate[0], "rate_slope": rate[1],

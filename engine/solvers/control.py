@@ -24,7 +24,7 @@ def root_mean_square(x: Array) -> Array:
     return np.sqrt(np.vecdot(x, x).astype(float) / x.shape[1])
 
 
-def first_step(z: Array, velocity: Array, rtol: float, atol: float, *, fraction: float = 0.03) -> Array:
+def first_step(z: Array, velocity: Array, rtol: float, atol: float, *, fraction: float) -> Array:
     """A first step that moves by ``fraction`` of |z|, both in the units of the tolerance; at most 0.3."""
     zero = np.zeros_like(z)
     distance, speed = error_norm(z, z, zero, rtol, atol), error_norm(velocity, z, zero, rtol, atol)

@@ -49,6 +49,7 @@ REACH_SHRINK, REACH_GROW = 0.25, 2.0
 # The last of the fixed steps is this many times the first: the flow is fast at the start only.
 FIXED_SPREAD = 24.0
 SMALLEST_STEP = 1e-10
+FIRST_STEP = 0.03  # moves by this part of |z|
 # near's Hessian is 2k (I + M^T M), M = dw/dz, which has full rank. M^T M is taken as this multiple of I, less 1: too
 # large a multiple damps the steps, one below half of the true stretch makes them unstable. Mean energy of 8
 # edits on one random world, 32 evaluations, multiples 1, 5, 17, against dopri5 at 1e-3: near(0.04) 4.0, 4.0, 4.2 (3.9);
@@ -56,6 +57,12 @@ SMALLEST_STEP = 1e-10
 NEAR_STRETCH = 5.0
 
 LENGTH = CLOCKS["flow"][0]
+
+
+def fixed_steps(count: int) -> tuple[float, float]:
+    """The first of ``count`` geometric steps to the end of the flow, and how many times the one before each is."""
+    ratio = FIXED_SPREAD ** (1 / max(count - 1, 1))
+    return LENGTH / np.sum(ratio ** np.arange(count)), ratio
 
 
 class Linear:
@@ -150,7 +157,7 @@ class GaussNewton:
         batch.evaluations[rows] += 1
         self.store(batch, rows, slice(None), point)
         if self.steps is None:
-            batch.step[rows] = first_step(batch.z[rows], batch.gradient[rows], rtol=0, atol=1)
+            batch.step[rows] = first_step(batch.z[rows], batch.gradient[rows], rtol=0, atol=1, fraction=FIRST_STEP)
         bad = ~np.isfinite(point.logp) | ~np.isfinite(point.gradient).all(axis=1)
         batch.status[rows[bad]] = Status.NONFINITE
 
@@ -182,8 +189,7 @@ class GaussNewton:
         """The step of each row, and how far its clock goes; further than the step where the budget forces it."""
         left = LENGTH - batch.clock[rows]
         if self.steps is not None:
-            ratio = FIXED_SPREAD ** (1 / max(self.steps - 1, 1))
-            first = LENGTH / np.sum(ratio ** np.arange(self.steps))
+            first, ratio = fixed_steps(self.steps)
             h = np.where(batch.steps[rows] == self.steps - 1, left, first * ratio ** batch.steps[rows])
             return h, h
         floor = remaining_budget_step(left, self.max_evaluations - batch.evaluations[rows])

@@ -20,6 +20,7 @@ from engine.solvers.tableaus import Tableau
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 PROPORTIONAL, INTEGRAL = 0.7, 0.4
 FIXED_STEPS = 100
+FIRST_STEP = 0.01  # moves by this part of |z|
 SMALLEST_STEP = 1e-10
 
 
@@ -55,7 +56,7 @@ class RungeKutta:
             batch.step[rows] = length / self.fixed_steps
         else:
             speed = point.gradient * rate(batch.clock[rows])[:, None].astype(batch.dtype)
-            batch.step[rows] = first_step(batch.z[rows], speed, self.rtol, self.atol, fraction=0.01)
+            batch.step[rows] = first_step(batch.z[rows], speed, self.rtol, self.atol, fraction=FIRST_STEP)
         bad = ~np.isfinite(point.logp) | ~np.isfinite(point.gradient).all(axis=1)
         batch.status[rows[bad]] = Status.NONFINITE
 

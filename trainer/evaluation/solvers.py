@@ -18,7 +18,7 @@ from engine.batch import Status
 from engine.grammar import parse
 from engine.requests import Sample
 from engine.solvers import TABLEAUS, GaussNewton, Langevin, PredictorCorrector, RungeKutta, Solver
-from kernels.noise import normals
+from kernels.noise import normals_many
 from trainer.evaluation import zero_shot
 from trainer.evaluation.conditional import plain_w
 from trainer.evaluation.paper import BATCH, SharedDopri5
@@ -134,8 +134,8 @@ def latents(samples: list[Sample]) -> tuple[Array, Array]:
 
 
 def starts(study: Study, count: int) -> Array:
-    dim = study.sampler.bundle.generator.z_dim
-    return np.stack([normals(study.seed + i, 0, dim) for i in range(count)])
+    seeds = range(study.seed, study.seed + count)
+    return normals_many(seeds, [0] * count, study.sampler.bundle.generator.z_dim)
 
 
 def distances(end: Array, exact: Array, start: Array) -> Array:
