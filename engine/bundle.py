@@ -41,7 +41,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 class GeneratorFacts:
     """Sizes of the generator.
 
-    ``labels``: number of classes (0: unconditional). ``truncation``: the default psi of a request.
+    ``labels``: number of classes (0: unconditional). ``truncation``: the default psi of a request. ``guidance``: the
+    default factor of a condition's log p.
     """
 
     name: str
@@ -53,6 +54,7 @@ class GeneratorFacts:
     img_channels: int = 3
     labels: int = 0
     truncation: float = 0.7
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ class Sample:
     z             (z_dim,), or None when the flow ran in W
     w             (w_dim,), after truncation;  ws: (num_ws, w_dim) when layers differ, else None
     logits        raw logits of the attributes that the condition mentions
-    energy        -log p of the condition at the end
+    energy        -log p of the condition at the end, times the guidance
     status        DONE, or why the row stopped
     steps, evaluations   accepted steps, and evaluations of the field
     forced        steps that the evaluation budget lengthened beyond what the tolerance asked for

@@ -1,7 +1,7 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Batch, Start, Status
-from engine.bundle import Bundle
+from engine.bundle import Attribute, Bundle
 from engine.condition import Condition
 from engine.drive import Lane, Ticket, drive
 from engine.editing import Anchor, conjunction, holding, kept_terms
@@ -55,6 +55,8 @@ class Sampler:
     solver          a name from engine.solvers.SOLVERS, with rtol, atol, steps, max_evaluations and clock as its
                     settings (None: its own default); or a solver record such as Langevin(rate=0.02)
     logic           "product" (De Morgan holds), or "lace" for the paper's constants, with its temperature
+    guidance        factor of every condition's log p: more obeys better and moves farther. None: the bundle's, or 1,
+                    as in the paper, with "lace"
     truncation      psi for requests that name none; None: the bundle's
     threads         of the runtime; 0: its own choice
     precision       of the runtime, where it offers a choice, as openvino does; None: its default
@@ -69,8 +71,8 @@ class Sampler:
                  capacity: int = 64, solver: str | Solver = "gauss-newton", rtol: float | None = None,
                  atol: float | None = None, steps: int | None = None, max_evaluations: int | None = None,
                  clock: str | None = None, logic: str = "product", temperature: float = 1.0,
-                 truncation: float | None = None, threads: int = 0, precision: str | None = None,
-                 queue_size: int = QUEUE):  # fmt: skip
+                 guidance: float | None = None, truncation: float | None = None, threads: int = 0,
+                 precision: str | None = None, queue_size: int = QUEUE):  # fmt: skip
         for name, number in (("capacity", capacity), ("queue_size", queue_size)):
             if not isinstance(number, int) or number < 1:
                 raise SolveError(f"{name} must be an integer of at least 1, not {number!r}")
@@ -80,6 +82,8 @@ class Sampler:
         given = {"rtol": rtol, "atol": atol, "steps": steps, "max_evaluations": max_evaluations, "clock": clock}
         self.solver = make_solver(solver, **given)
         self.logic, self.temperature, self.capacity = logic, temperature, capacity
+        usual = 1.0 if logic == "lace" else self.bundle.generator.guidance
+        self.guidance = usual if guidance is None else guidance
         self.truncation = self.bundle.generator.truncation if truncation is None else truncation
         self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads, precision=precision)
         # A runtime may have its own way to run a solver, with room for rows that wait where the others run.
@@ -89,7 +93,7 @@ class Sampler:
         self.flows: dict[bool, list[Flow]] = {False: [], True: []}
         self.tapes: dict[tuple[Condition | None, bool], Tape] = {}
         self.service = Service(self, queue_size=queue_size)
-        lower(None, self.bundle.attributes, logic=logic, temperature=temperature)  # refuse a bad logic at once
+        self.tape(None, self.bundle.attributes)  # refuse a bad logic at once
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
                strict: bool = False) -> list[Sample]:  # fmt: skip
@@ -298,8 +302,10 @@ class Sampler:
             attributes = {name: a for name, a in attributes.items() if name not in on_z}
         if len(self.tapes) >= TAPES:
             self.tapes.clear()
-        tape = lower(condition, attributes, logic=self.logic, temperature=self.temperature)
-        return self.tapes.setdefault((condition, in_w), tape)
+        return self.tapes.setdefault((condition, in_w), self.tape(condition, attributes))
+
+    def tape(self, condition: Condition | None, attributes: Mapping[str, Attribute]) -> Tape:
+        return lower(condition, attributes, logic=self.logic, temperature=self.temperature, guidance=self.guidance)
 
     @contextmanager
     def flow(self, in_w: bool) -> Iterator[Flow]:
@@ -321,5 +327,5 @@ class Sampler:
         r = self.runtime
         return (f"Sampler({self.bundle.path.name!r}, hash={self.bundle.hash[:12]}, runtime={r.name} {r.version}, "
                 f"device={r.device}, precision={r.precision}, slopes={r.slopes}, capacity={self.capacity}, "
-                f"solver={described(self.solver)}, logic={self.logic}, "
-                f"temperature={self.temperature}, truncation={self.truncation})")  # fmt: skip
+                f"solver={described(self.solver)}, logic={self.logic}, temperature={self.temperature}, "
+                f"guidance={self.guidance}, truncation={self.truncation})")  # fmt: skip

@@ -98,11 +98,14 @@ def lower(
     *,
     logic: str = "product",
     temperature: float = 1.0,
+    guidance: float = 1.0,
 ) -> Tape:
     """The tape of a condition; None gives the empty tape, whose log-truth-value is 0 everywhere.
 
     logic        "product", or "lace" for the constants of Nie, Vahdat, Anandkumar, NeurIPS 2021
     temperature  LACE's: divides the chosen class logit but not the normaliser; "lace" only
+    guidance     factor of the log-truth-value, but for ``near`` and ``keep``, whose weights are their own: the scale of
+                 classifier guidance (Dhariwal, Nichol, NeurIPS 2021, section 4), p(c | z) to this power
     """
     if logic not in LOGICS:
         raise ConditionError(f"there is no logic {logic!r}; it is one of: {', '.join(LOGICS)}")
@@ -110,6 +113,8 @@ def lower(
         raise ConditionError(f"the temperature must be a finite number greater than 0, not {temperature!r}")
     if logic == "product" and temperature != 1:
         raise ConditionError('a temperature other than 1 would break v <= 0 in product logic: use logic="lace"')
+    if not 0 < guidance < float("inf"):
+        raise ConditionError(f"the guidance must be a finite number greater than 0, not {guidance!r}")
     draft = Draft(attributes, logic, temperature)
     terms = [] if condition is None else list(_terms(_checked(condition), 1.0))
     mentioned = _mentioned(terms)
@@ -120,7 +125,8 @@ def lower(
     count = 0
     for scale, part in terms:
         if not isinstance(part, Near | Keep):
-            _emit(draft, part if scale == 1 else Weighted(scale, part))
+            factor = guidance * scale
+            _emit(draft, part if factor == 1 else Weighted(factor, part))
             count = _join(draft, "and", count)
     for weight, names in keeps:
         for name in names:

@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
     add("--truncation", metavar="PSI", type=float, help="default truncation of requests (0.7)")
+    add("--guidance", metavar="X", type=float, help="default factor of a condition's log p (1)")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
     add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
     add("--labels", metavar="FILE", help="names of the heads' attributes and classes")
@@ -90,14 +91,14 @@ def run(options: argparse.Namespace) -> int:
 def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
     from exporter.export import export
 
-    return export(options.gan, options.heads, out=options.out, truncation=options.truncation, name=options.name,
-                  precision=options.precision, noise=options.noise, labels=options.labels,
-                  overwrite=options.overwrite, progress=progress)  # fmt: skip
+    return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
+                  guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,
+                  labels=options.labels, overwrite=options.overwrite, progress=progress)  # fmt: skip
 
 
 def opened(options: argparse.Namespace) -> Bundle:
     """The bundle that plans are added to; what would change it cannot be asked for at the same time."""
-    names = ("out", "name", "truncation", "precision", "noise", "labels", "overwrite")
+    names = ("out", "name", "truncation", "guidance", "precision", "noise", "labels", "overwrite")
     given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
     if given:
         raise BundleError(f"{', '.join(given)}: {options.gan} is a bundle already, and without --heads only its plans "

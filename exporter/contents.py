@@ -46,7 +46,7 @@ def check_heads(stacks: list, facts: GeneratorFacts, known: set[str] = frozenset
             seen.add(attribute.name)
 
 
-def generator_facts(parts, name: str, truncation: float | None) -> GeneratorFacts:
+def generator_facts(parts, name: str, truncation: float | None = None, guidance: float | None = None) -> GeneratorFacts:
     mapping, synthesis = parts.mapping, parts.synthesis
     return GeneratorFacts(
         name=name,
@@ -58,6 +58,7 @@ def generator_facts(parts, name: str, truncation: float | None) -> GeneratorFact
         img_channels=synthesis.img_channels,
         labels=mapping.c_dim,
         truncation=0.7 if truncation is None else float(truncation),
+        guidance=1.0 if guidance is None else float(guidance),
     )
 
 

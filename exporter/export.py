@@ -44,20 +44,22 @@ Say = Callable[[str], None]
 
 
 def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, truncation: float | None = None,
-           precision: str | None = None, noise: str | None = None, labels: str | Path | None = None,
-           lowering: str | None = None, overwrite: bool = False, name: str | None = None,
-           provenance: dict | None = None, progress: Say = lambda phase: None) -> Bundle:  # fmt: skip
+           guidance: float | None = None, precision: str | None = None, noise: str | None = None,
+           labels: str | Path | None = None, lowering: str | None = None, overwrite: bool = False,
+           name: str | None = None, provenance: dict | None = None,
+           progress: Say = lambda phase: None) -> Bundle:  # fmt: skip
     """Write the bundle ``out`` and return it, opened.
 
     gan          path of a checkpoint or of a bundle, or Parts(mapping, synthesis, facts)
     heads        paths of head checkpoints, or HeadStacks
-    truncation   default psi of a request (0.7)            precision   'fp32' (default), 'fp16' or 'bf16'
-    noise        'const' (default), 'none' or 'input'      lowering    of up-convolutions: 'convt' or 'poly'
-    labels       a file that names the heads' attributes   progress    is told the name of each phase as it begins
+    truncation   default psi of a request (0.7)            guidance    default factor of a condition's log p (1)
+    precision    'fp32' (default), 'fp16' or 'bf16'        noise       'const' (default), 'none' or 'input'
+    lowering     of up-convolutions: 'convt' or 'poly'     labels      a file that names the heads' attributes
+    progress     is told the name of each phase as it begins
 
     Raises ParityError, and writes nothing, if the graphs do not answer as the network did.
     """
-    check_options(truncation=truncation, precision=precision, noise=noise, lowering=lowering)
+    check_options(truncation=truncation, guidance=guidance, precision=precision, noise=noise, lowering=lowering)
     path = None if hasattr(gan, "mapping") else Path(gan)
     if out is None and path is None:
         raise BundleError("out= is needed for a generator that does not come from a file")
@@ -65,12 +67,14 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
     if path is not None and (path / MANIFEST).is_file():
         options = {"truncation": truncation, "precision": precision, "noise": noise, "lowering": lowering, "name": name}
         refuse_options(options)
-        return add_heads(Bundle(path), read_heads(heads, labels), target, overwrite, provenance or {}, progress)
+        return add_heads(
+            Bundle(path), read_heads(heads, labels), target, overwrite, provenance or {}, guidance, progress
+        )
     source = {}
     if path is not None:
         progress("reading the generator")
         gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path), **training_record(path)}
-    facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation)
+    facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
     stacks = read_heads(heads, labels)
     check_heads(stacks, facts)
     manifest = Manifest(
@@ -116,15 +120,17 @@ def is_picture(check: dict) -> bool:
     return str(check.get("name", "")).startswith("image")
 
 
-def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, progress: Say) -> Bundle:
+def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
+              progress: Say) -> Bundle:  # fmt: skip
     """The same generator with more heads. The synthesis is copied: its hash vouches for it."""
-    facts, old = bundle.generator, bundle.manifest
+    old = bundle.manifest
+    facts = bundle.generator if guidance is None else replace(bundle.generator, guidance=float(guidance))
     if not stacks:
         raise BundleError(f"{bundle.path} is a bundle already: pass --heads to add to it")
     stacks = rename(stacks, set(bundle.heads))
     check_heads(stacks, facts, known=set(bundle.attributes))
     heads, attributes = records(stacks, facts)
-    manifest = replace(old, heads=old.heads + heads, attributes=old.attributes + attributes,
+    manifest = replace(old, generator=facts, heads=old.heads + heads, attributes=old.attributes + attributes,
                        provenance={**old.provenance, **provenance})  # fmt: skip
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
@@ -159,9 +165,12 @@ def twin_answers(tensors: dict, heads: Sequence[Head], attributes: Sequence[Attr
     return {name: np.ascontiguousarray(answer) for name, answer in answers.items()}
 
 
-def check_options(*, truncation: float | None, precision: str | None, noise: str | None, lowering: str | None) -> None:
+def check_options(*, truncation: float | None, guidance: float | None, precision: str | None, noise: str | None,
+                  lowering: str | None) -> None:  # fmt: skip
     if truncation is not None and not (math.isfinite(truncation) and truncation >= 0):
         raise BundleError(f"truncation is {truncation}; expected a number from 0 (the mean) to 1 (no truncation)")
+    if guidance is not None and not (math.isfinite(guidance) and guidance > 0):
+        raise BundleError(f"guidance is {guidance}; expected a number above 0 (1: the paper's)")
     choices = {"precision": (precision, PRECISIONS), "noise": (noise, NOISES), "lowering": (lowering, LOWERINGS)}
     for option, (value, known) in choices.items():
         if value is not None and value not in known:

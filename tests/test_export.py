@@ -178,6 +178,7 @@ def other_head(**changes):
         ([], {"precision": "fp8"}, "precision is 'fp8'; expected one of: fp32, fp16, bf16"),
         ([], {"noise": "random"}, "noise is 'random'"),
         ([], {"truncation": float("nan")}, "truncation is nan"),
+        ([], {"guidance": 0.0}, "guidance is 0.0; expected a number above 0"),
         ([], {"precision": "bf16", "lowering": "convt"}, "leave lowering out"),
     ],
 )
@@ -190,6 +191,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, heads
 def test_options_of_the_generator_do_not_go_with_an_existing_bundle(made, tmp_path):
     with pytest.raises(BundleError, match="precision: cannot be changed"):
         export(made.path, [tiny.stack("mood", {"mood": 3})], out=tmp_path / "x.lace", precision="fp16")
+    more = export(made.path, [tiny.stack("mood", {"mood": 3})], out=tmp_path / "more.lace", guidance=2.0)
+    assert (more.generator.guidance, more.generator.truncation) == (2.0, made.generator.truncation)
     with pytest.raises(BundleError, match="pass --heads"):
         export(made.path, out=tmp_path / "x.lace")
     with pytest.raises(BundleError, match="two heads are called 'smile'"):

@@ -333,7 +333,8 @@ def test_repr_names_everything_that_can_change_a_bit(world):
     text = repr(Sampler(world, runtime="numpy", capacity=5, rtol=1e-4, truncation=0.6, logic="lace", temperature=2.0))
     expected = ("runtime=numpy", np.__version__, "device=cpu", "precision=fp64", "capacity=5", "solver=gauss-newton",
                 "rtol=0.0001", "atol=0.002", "max_evaluations=32", "steps=None", "clock=flow", "logic=lace",
-                "temperature=2.0", "truncation=0.6", world.hash[:12], repr(world.path.name))  # fmt: skip
+                "temperature=2.0", "guidance=1.0", "truncation=0.6", world.hash[:12],
+                repr(world.path.name))  # fmt: skip
     assert [part for part in expected if part not in text] == []
 
 
@@ -347,6 +348,7 @@ def test_repr_names_everything_that_can_change_a_bit(world):
         ({"device": "cuda"}, BackendError, "does not run on device 'cuda'.*cpu"),
         ({"logic": "fuzzy"}, ConditionError, "no logic 'fuzzy'.*product.*lace"),
         ({"temperature": 2.0}, ConditionError, "temperature"),
+        ({"guidance": 0.0}, ConditionError, "guidance must be a finite number greater than 0"),
     ],
 )
 def test_bad_options_are_refused_with_what_is_known(world, options, kind, message):
@@ -383,6 +385,20 @@ def test_the_numpy_runtime_says_that_it_has_no_pictures(world):
 def test_bad_requests_are_refused_when_they_are_made(arguments, kind, message):
     with pytest.raises(kind, match=message):
         Request(**arguments)
+
+
+def test_guidance_multiplies_a_condition_and_nothing_that_holds_on(world):
+    guided, plain = (Sampler(world, runtime="numpy", guidance=factor) for factor in (4.0, 1.0))
+    (wanted,) = plain.solve("4*(smile & age=0.7) & near(0.1) & keep(yaw, weight=0.2)", 3)
+    (found,) = guided.solve("smile & age=0.7 & near(0.1) & keep(yaw, weight=0.2)", 3)
+    assert found.z == pytest.approx(wanted.z, abs=1e-9)
+    assert found.energy == pytest.approx(wanted.energy, rel=1e-9)
+
+
+def test_guidance_is_the_bundles_unless_another_is_given_or_the_logic_is_the_papers(tmp_path):
+    world = random_world(tmp_path / "guided.lace", dim=8, layers=1, guidance=3.0)
+    found = [Sampler(world, runtime="numpy", **given).guidance for given in ({}, {"guidance": 0.5}, {"logic": "lace"})]
+    assert found == [3.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(

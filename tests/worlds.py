@@ -56,7 +56,7 @@ def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[
 
 
 def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, labels: int = 0, z_head: bool = False,
-                 up_dim: int | None = None, graphs: bool = False) -> Bundle:  # fmt: skip
+                 up_dim: int | None = None, graphs: bool = False, guidance: float = 1.0) -> Bundle:  # fmt: skip
     """smile, glasses (yes/no), colour (5 classes), age, yaw (values), with random heads on w."""
     rng = np.random.default_rng(seed)
     tensors = mapping_tensors(rng, dim, dim, layers, labels)
@@ -71,7 +71,7 @@ def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, l
         heads.append(Head(name, "z" if name == "shape" else "w", widths))
         classes = ("no", "yes") if logits == 2 else tuple(f"c{i}" for i in range(logits)) if logits > 1 else ()
         attributes.append(Attribute(name, "class" if logits > 1 else "value", name, (0, logits), classes))
-    facts = GeneratorFacts("random", "none", dim, dim, 2, 4, labels=labels, truncation=0.7)
+    facts = GeneratorFacts("random", "none", dim, dim, 2, 4, labels=labels, truncation=0.7, guidance=guidance)
     return write_bundle(path, tensors, heads, attributes, facts, graphs)
 
 

@@ -153,8 +153,9 @@ def train_heads(options: argparse.Namespace, report: Report) -> dict:
     else:
         trained = heads.train_heads(pairs, config, progress=report)
         stacks = trained.stacks
+    plain = pairs
     for number in range(options.rounds if options.steered else 0):
-        steered = steered_pairs(options.gan, stacks, labellers, count=options.steered,
+        steered = steered_pairs(options.gan, stacks, labellers, plain, count=options.steered,
                                 seed=(seed << 8) + number, progress=report)  # fmt: skip
         pairs = joined(pairs, steered)
         trained = heads.train_heads(pairs, config, progress=report)

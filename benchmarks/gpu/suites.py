@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 from benchmarks.gpu import machine, peers
 from engine.bench.contest import Answer, Bench, Openers, Run
 from engine.bench.drawing import PSNR, examine_picture, golden_ws, of_pictures
-from engine.bench.problem import Problem, ordinary
+from engine.bench.problem import GUIDANCE, Problem, ordinary
 from engine.bench.solving import cost, examine_solve, setting
 from engine.bundle import Bundle
 from engine.cuda.engine import Engine
@@ -51,7 +51,7 @@ def runtime_for(bundle: Bundle, precision: str | None = None, name: str = "cuda"
 
 def sampler_for(problem: Problem, precision: str, **settings) -> Sampler:
     return Sampler(problem.bundle, runtime="cuda", device="cuda", precision=precision, capacity=min(problem.rows, 256),
-                   **settings)  # fmt: skip
+                   guidance=GUIDANCE, **settings)  # fmt: skip
 
 
 # --- one evaluation -----------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def evaluated(problem: Problem, precision: str) -> dict[str, Any]:
 
 def admitted(engine: Engine, problem: Problem, **settings) -> Plan:
     """A plan with the problem's rows on the device."""
-    sampler = Sampler(problem.bundle, runtime="numpy")
+    sampler = Sampler(problem.bundle, runtime="numpy", guidance=GUIDANCE)
     starts = [sampler.start(request, request.expression, None) for request in problem.requests]
     zero, tapes = np.zeros(len(starts)), [start.tape for start in starts]
     tickets = Tickets(problem.z0, np.array([s.psi for s in starts]), np.array([s.label for s in starts]), zero,
@@ -199,7 +199,7 @@ def end_to_end(bench: Bench, rows: tuple[int, ...]) -> None:
 
 def open_picture(problem: Problem, name: str) -> Run:
     try:
-        sampler = Sampler(problem.bundle, runtime=name, device="cuda", capacity=problem.rows)
+        sampler = Sampler(problem.bundle, runtime=name, device="cuda", capacity=problem.rows, guidance=GUIDANCE)
     except (MissingRuntime, UnfitDevice) as error:
         raise peers.Unavailable(str(error)) from error
 

@@ -9,7 +9,7 @@ from numpy import ndarray as Array
 
 from engine.bench.contest import Answer, Bench, Openers, Run
 from engine.bench.probes import cold_start, peak_memory
-from engine.bench.problem import Problem, ordinary
+from engine.bench.problem import GUIDANCE, Problem, ordinary
 from engine.bench.solving import examine_solve, setting
 from engine.bench.timing import summary
 from engine.bundle import Bundle
@@ -71,7 +71,7 @@ def end_to_end(bench: Bench) -> None:
 
 
 def open_picture(bench: Bench, problem: Problem, **settings) -> Run:
-    sampler = Sampler(problem.bundle, threads=bench.threads, **settings)
+    sampler = Sampler(problem.bundle, threads=bench.threads, guidance=GUIDANCE, **settings)
 
     def run() -> Answer:
         (sample,) = sampler.sample(problem.requests)

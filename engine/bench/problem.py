@@ -30,6 +30,8 @@ JUDGED, JUDGED_QUICK = 16, 4
 # energy to 2 %.
 CONVERGED, CONVERGED_HARD = 1e-4, 3e-4
 MOST_EVALUATIONS = 20_000
+# The paper's energy, whatever a bundle prefers: all contestants descend the same one.
+GUIDANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class Judge:
         key = f"{problem.bundle.hash} {problem.condition} {self.rows} {self.tolerance}"
         file = self.folder / f"converged-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
         if not file.exists():
-            sampler = Sampler(problem.bundle, runtime="numpy", solver="bosh3", rtol=self.tolerance,
+            sampler = Sampler(problem.bundle, runtime="numpy", guidance=GUIDANCE, solver="bosh3", rtol=self.tolerance,
                               atol=self.tolerance, max_evaluations=MOST_EVALUATIONS)  # fmt: skip
             samples = sampler.solve(full.requests, strict=True)
             partial = file.with_suffix(".partial.npy")

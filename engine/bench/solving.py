@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 from engine.batch import Batch, Status
 from engine.bench import timing
 from engine.bench.contest import Answer, Bench, Openers, Run
-from engine.bench.problem import CONVERGED_HARD, Judge, Problem, hard, ordinary
+from engine.bench.problem import CONVERGED_HARD, GUIDANCE, Judge, Problem, hard, ordinary
 from engine.sampler import Sampler
 
 # Rows for each number of attributes.
@@ -68,7 +68,7 @@ def field(bench: Bench) -> None:
 
 def open_field(problem: Problem, **settings) -> Run:
     """Evaluates at the start of every row; returns the gradient (rows, z_dim)."""
-    sampler = Sampler(problem.bundle, capacity=problem.rows, **settings)
+    sampler = Sampler(problem.bundle, capacity=problem.rows, guidance=GUIDANCE, **settings)
     g, rows = problem.bundle.generator, np.arange(problem.rows)
     batch = Batch(problem.rows, g.z_dim, g.w_dim, sampler.runtime.dtype)
     for row, request in enumerate(problem.requests):
@@ -128,7 +128,7 @@ def hard_targets(bench: Bench) -> None:
 
 def open_solve(bench: Bench, problem: Problem, **settings) -> Run:
     """All of ``Sampler.solve``: it draws the latents and lowers the condition too, which peers are given."""
-    sampler = Sampler(problem.bundle, capacity=problem.rows, threads=bench.threads, **settings)
+    sampler = Sampler(problem.bundle, capacity=problem.rows, threads=bench.threads, guidance=GUIDANCE, **settings)
 
     def run() -> Answer:
         samples = sampler.solve(problem.requests)

@@ -65,6 +65,8 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clock", choices=["flow", "paper"], help="time of the Runge-Kutta solvers (flow)")
     group.add_argument("--logic", choices=LOGICS, default="product", help="product, or the paper's lace (product)")
     group.add_argument("--temperature", type=tolerance, default=1.0, metavar="T", help="of lace logic's classes (1)")
+    group.add_argument("--guidance", type=tolerance, metavar="X", help="factor of a condition's log p: more obeys "
+                       "better and moves farther (the bundle's; 1 with lace logic)")  # fmt: skip
     group.add_argument("--truncation", type=finite, metavar="PSI", help="pull towards the mean face (the bundle's)")
     group = parser.add_argument_group("running")
     group.add_argument("--runtime", choices=["auto", *RUNTIMES], default="auto", metavar="NAME",
@@ -78,7 +80,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
 
 def open_sampler(options: argparse.Namespace) -> Sampler:
     names = ("runtime", "device", "capacity", "solver", "rtol", "atol", "steps", "max_evaluations", "clock", "logic",
-             "temperature", "truncation", "threads", "precision")  # fmt: skip
+             "temperature", "guidance", "truncation", "threads", "precision")  # fmt: skip
     return Sampler(options.bundle, **{name: getattr(options, name) for name in names})
 
 
