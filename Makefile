@@ -50,13 +50,13 @@ demo-bundle: setup
 	for seed in 11 12 13; do \
 	    $(BIN)/lace-train classifier --role labeller --seed $$seed --out runs/labeller-$$seed.safetensors; done
 	$(BIN)/lace-train classifier --role judge --out runs/judge.safetensors
-	$(BIN)/lace-train gan --data render:40000 --size 64 --pictures 600_000 --features runs/labeller-12.safetensors \
+	$(BIN)/lace-train gan --data render:40000 --size 64 --pictures 800_000 --features runs/labeller-12.safetensors \
 	    --out runs/gan
-	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --samples 60_000 --steered 24_576 --rounds 2 \
-	    --labeller runs/labeller-11.safetensors runs/labeller-13.safetensors --epochs 20 --batch 256 --rate 3e-4 \
+	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --samples 60_000 --noise 1 \
+	    --labeller runs/labeller-11.safetensors runs/labeller-13.safetensors --epochs 12 --batch 256 --rate 3e-4 \
 	    --out runs/heads
 	$(BIN)/lace-export --gan runs/gan/generator.safetensors --heads runs/heads/*.safetensors --name faces \
-	    --out runs/demo.lace --overwrite
+	    --guidance 2 --out runs/demo.lace --overwrite
 
 # The numbers of the README: is the condition met, according to an image classifier that had no part in the training?
 eval: setup

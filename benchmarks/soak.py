@@ -174,6 +174,7 @@ def run(sampler: Sampler, *, seconds: float, threads: int, seed: int = 0) -> dic
         stop.wait(min(1.0, seconds / 50))
         gc.collect()
         memory.append((elapsed, resident()))
+    memory.append((seconds, resident()))
     last = sampler.submit(request(Random(seed), sampler))
     stop.set()
     for thread in clients:

@@ -89,6 +89,7 @@ def add_heads(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=positive, default=128, help="pairs per step (128)")
     add("--rate", type=float, default=1e-4, help="learning rate of Adam (1e-4)")
     add("--warmup", type=int, default=1000, help="iterations of linear warm-up (1000)")
+    add("--noise", type=float, default=0.0, help="on w in training, in spreads of w: smooths the heads (0)")
     add("--precision", choices=("fp32", "bf16"), default="bf16", help="of the synthesis (bf16)")
     add("--cache", type=Path, metavar="DIR", help="where labelled samples are kept (--out/pairs)")
 
@@ -147,15 +148,15 @@ def train_heads(options: argparse.Namespace, report: Report) -> dict:
         pairs = lace_pairs(options.lace_data, options.dataset)
     pairs = pairs.select(options.attributes) if options.attributes else pairs
     up_dim = options.up_dim or min(128, pairs.w.shape[1] // 2)
-    config = heads.HeadsConfig(up_dim, options.batch, options.epochs, options.rate, options.warmup, seed)
+    config = heads.HeadsConfig(up_dim, options.batch, options.epochs, options.rate, options.warmup, seed,
+                               options.noise)  # fmt: skip
     if options.start:
         stacks = [load_heads(path) for path in options.start]
     else:
         trained = heads.train_heads(pairs, config, progress=report)
         stacks = trained.stacks
-    plain = pairs
     for number in range(options.rounds if options.steered else 0):
-        steered = steered_pairs(options.gan, stacks, labellers, plain, count=options.steered,
+        steered = steered_pairs(options.gan, stacks, labellers, count=options.steered,
                                 seed=(seed << 8) + number, progress=report)  # fmt: skip
         pairs = joined(pairs, steered)
         trained = heads.train_heads(pairs, config, progress=report)

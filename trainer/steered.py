@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from numpy import ndarray as Array
 
 from engine.bundle import Attribute
 from engine.condition import And, Condition, Is
@@ -21,36 +20,19 @@ from exporter.heads import HeadStack
 from trainer.pairs import Labellers, Pairs, check_size, held_back
 
 BLOCK = 64  # requests in a row that name the same attributes: they then share the evaluation of their heads
-MOST = 3  # attributes in a condition of random targets
-WHOLE = 0.25  # of the blocks ask for all that the labels of a plain sample say
+MOST = 3  # attributes in a condition
 TRUNCATIONS = (0.5, 1.0)
-WEIGHTS = (1.0, 10.0)  # of a whole condition: the heavier, the farther its flow goes
 
 
-def random_conditions(
-    attributes: Sequence[Attribute], labels: Array, count: int, rng: np.random.Generator
-) -> list[Condition]:
-    """Weighted conditions: on one to three attributes, every class and every value within its range equally often;
-    or on all attributes, as in a row of ``labels`` (n, attributes; NaN where missing)."""
+def random_conditions(attributes: Sequence[Attribute], count: int, rng: np.random.Generator) -> list[Condition]:
+    """Conditions on one to three attributes, every class and every value within its range equally often."""
     conditions = []
     for start in range(0, count, BLOCK):
-        whole = rng.random() < WHOLE
         names = rng.choice(len(attributes), size=rng.integers(1, min(MOST, len(attributes)) + 1), replace=False)
         for _ in range(min(BLOCK, count - start)):
-            terms = described(attributes, labels[rng.integers(len(labels))]) if whole else ()
-            terms = terms or tuple(Is(attributes[i].name, target(attributes[i], rng)) for i in names)
-            weight = round(float(np.exp(rng.uniform(*np.log(WEIGHTS)))), 2)
-            conditions.append(weight * (terms[0] if len(terms) == 1 else And(terms)))
+            terms = tuple(Is(attributes[i].name, target(attributes[i], rng)) for i in names)
+            conditions.append(terms[0] if len(terms) == 1 else And(terms))
     return conditions
-
-
-def described(attributes: Sequence[Attribute], labels: Array) -> tuple[Condition, ...]:
-    """What ``labels`` (attributes,) say, as statements."""
-    return tuple(
-        Is(a.name, a.classes[int(label)] if a.kind == "class" else float(label))
-        for a, label in zip(attributes, labels, strict=True)
-        if not np.isnan(label)
-    )
 
 
 def target(attribute: Attribute, rng: np.random.Generator) -> str | float:
@@ -60,14 +42,13 @@ def target(attribute: Attribute, rng: np.random.Generator) -> str | float:
 
 
 def steered_pairs(
-    generator: Path, stacks: Sequence[HeadStack], labellers: Labellers, plain: Pairs, *, count: int, seed: int,
+    generator: Path, stacks: Sequence[HeadStack], labellers: Labellers, *, count: int, seed: int,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Pairs:  # fmt: skip
     """w and labels of ``count`` samples under random conditions and truncations.
 
     generator   a file that ``lace-export`` reads
     stacks      the heads that steer
-    plain       pairs whose labels stand together as in plain samples
     """
     rng = np.random.default_rng((seed, 2))
     ws, labels = [], []
@@ -75,9 +56,7 @@ def steered_pairs(
         bundle = export(generator, stacks, out=Path(folder) / "steered.lace")
         check_size(bundle.generator.resolution, labellers)
         sampler = Sampler(bundle.path)
-        attributes = list(bundle.attributes.values())
-        together = plain.select([attribute.name for attribute in attributes]).labels
-        conditions = random_conditions(attributes, together, count, rng)
+        conditions = random_conditions(list(bundle.attributes.values()), count, rng)
         for start in range(0, count, BLOCK):
             requests = [
                 Request(condition, seed=(seed << 32) + start + i, truncation=float(rng.uniform(*TRUNCATIONS)))
