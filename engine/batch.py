@@ -9,6 +9,10 @@ from numpy import ndarray as Array
 
 from engine.tape import EMPTY, Tape
 
+# In linear algebra a row's columns are padded to a multiple of this, so that a batch has few groups of rows. That
+# depends on the row's own tape only, and so do the row's bits.
+WIDTH_STEP = 8
+
 
 class Status(IntEnum):
     """The fate of a row."""
@@ -55,8 +59,9 @@ class Batch:
     """``capacity`` rows. Slots whose status is not RUNNING are free.
 
     z, gradient   (capacity, width)        state and grad log p at it
-    jacobian      (capacity, R, width)     du/dz, padded to the widest tape's R columns   } kept only by
-    curvature     (capacity, R, R)         of -log p in u                                 } linearising solvers
+    jacobian      (capacity, R, width)     du/dz, zeros beyond a tape's columns   } kept only by
+    curvature     (capacity, R, R)         of -log p in u, likewise               } linearising solvers
+    columns, padded   (capacity,)          of the tape, and their padded number
     origin        (capacity, width)        where the row began
     w, logits     (capacity, w_dim), (capacity, L)   at z, where ``is_measured``
     clock, step   (capacity,) float64      position on the solver's clock, next step
@@ -75,7 +80,7 @@ class Batch:
         self.anchor_w = np.zeros((capacity, w_dim), dtype)
         self.jacobian = np.zeros((capacity, 0, width), dtype)
         self.curvature = np.zeros((capacity, 0, 0))
-        self.columns = np.zeros(capacity, np.int64)
+        self.columns, self.padded = np.zeros((2, capacity), np.int64)
         self.w = np.zeros((capacity, w_dim), dtype)
         self.logits = np.zeros((capacity, 0), dtype)
         self.is_measured = np.zeros(capacity, bool)
@@ -95,8 +100,10 @@ class Batch:
         self.psi[row], self.label[row] = start.psi, start.label
         self.anchor_z[row], self.anchor_w[row] = start.anchor_z, start.anchor_w
         self.tapes[row], self.seeds[row] = start.tape, start.seed
-        self.columns[row], self.near[row] = len(start.tape.columns), start.tape.near
-        self.widen(len(start.tape.columns))
+        columns = len(start.tape.columns)
+        self.columns[row], self.near[row] = columns, start.tape.near
+        self.padded[row] = -(-columns // WIDTH_STEP) * WIDTH_STEP
+        self.widen(int(self.padded[row]))
         self.jacobian[row], self.curvature[row] = 0.0, 0.0
         self.clock[row], self.step[row], self.error[row], self.reach[row] = 0.0, 0.0, 1.0, np.inf
         for counter in (self.steps, self.evaluations, self.rejected, self.forced):
@@ -110,7 +117,7 @@ class Batch:
         self.logp[rows], self.w[rows], self.logits[rows], self.is_measured[rows] = logp, w, logits, True
 
     def widen(self, columns: int) -> None:
-        """Make room for tapes with ``columns`` columns."""
+        """Make room for rows of ``columns`` columns."""
         old = self.jacobian.shape[1]
         if columns > old:
             grow = ((0, 0), (0, columns - old))
@@ -120,15 +127,9 @@ class Batch:
     def running(self) -> Array:
         return np.flatnonzero(self.status == Status.RUNNING)
 
-    def by_columns(self, rows: Array) -> Iterator[tuple[Array | slice, int]]:
-        """Positions within ``rows`` of the rows that have equally many columns.
-
-        Rows are never padded to a common width in linear algebra: a row's bits must not depend on its batch.
-        """
-        columns = self.columns[rows]
-        distinct = np.unique(columns)
-        if len(distinct) == 1:
-            yield slice(None), int(distinct[0])
-            return
-        for r in distinct:
-            yield np.flatnonzero(columns == r), int(r)
+    def by_width(self, rows: Array) -> Iterator[tuple[Array | slice, int]]:
+        """Positions within ``rows`` of the rows that are padded to equally many columns, and how many."""
+        padded = self.padded[rows]
+        distinct = set(padded.tolist())
+        for r in sorted(distinct):
+            yield slice(None) if len(distinct) == 1 else np.flatnonzero(padded == r), r

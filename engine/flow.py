@@ -38,6 +38,11 @@ class Point:
     jacobian: Array
     curvature: Array
 
+    def some(self, part: Array) -> "Point":
+        """Of the rows at these positions."""
+        return Point(self.logp[part], self.w[part], self.logits[part], self.gradient[part], self.cotangents[part],
+                     self.jacobian[part], self.curvature[part])  # fmt: skip
+
 
 class Flow:
     """A field and the attributes it serves."""
@@ -69,15 +74,17 @@ class Flow:
         else:
             w, logits, on_w, on_z = self.cotangents(batch, rows, z, routing)
         logp, cotangents, curvature = self.interpret(routing, logits)
-        weights = np.empty(routing.count, z.dtype)
-        weights[routing.pair] = cotangents[routing.row, routing.slot]
         point = Point(logp, w, logits, np.zeros((n, width), z.dtype), cotangents, np.empty(0), curvature)
-        weights[routing.near_pair] = self.add_near(batch, rows, z, point, routing)
+        on_near = self.add_near(batch, rows, z, point, routing)
         if linear:
-            point.gradient += routing.add_up(weights, pulled, n)
             point.jacobian = np.zeros((n, routing.width, width), z.dtype)
             point.jacobian[routing.row, routing.slot] = pulled[routing.pair]
+            # One slot after the other, unlike a product of matrices: zeros behind a row's slots leave its bits alone.
+            point.gradient += np.einsum("nr,nrd->nd", cotangents.astype(z.dtype), point.jacobian)
+            point.gradient[routing.near] += on_near[:, None] * pulled[routing.near_pair]
         elif routing.count:
+            weights = np.empty(routing.count, z.dtype)
+            weights[routing.pair], weights[routing.near_pair] = cotangents[routing.row, routing.slot], on_near
             # The gradient alone needs one cotangent a row instead of one a column.
             point.gradient += self.field.pullback(routing.add_up(weights, on_w, n)[:, None])[:, 0]
             if routing.reads_z:
@@ -136,13 +143,15 @@ class Flow:
     def interpret(self, routing: Routing, logits: Array) -> tuple[Array, Array, Array]:
         """logp (n,), cotangents (n, R) and curvature (n, R, R) of the tapes, float64."""
         n, r = len(logits), routing.width
-        logp, g, c, u = np.zeros(n), np.zeros((n, r)), np.zeros((n, r, r)), np.zeros((n, r))
+        logp, g, c, u = np.zeros(n), np.zeros(n * r), np.zeros(n * r * r), np.zeros(n * r)
         padded = np.concatenate([logits, np.zeros((n, 1), logits.dtype)], axis=1, dtype=float)
         plus, minus = self.inputs.plus[routing.column], self.inputs.minus[routing.column]
-        u[routing.row, routing.slot] = padded[routing.row, plus] - padded[routing.row, minus]
-        for program, k, part, parameters in routing.programs:
-            logp[part], g[part, :k], c[part, :k, :k] = interpret(program, parameters, u[part, :k])
-        return logp, g, c
+        u[routing.row * r + routing.slot] = padded[routing.row, plus] - padded[routing.row, minus]
+        for term in routing.shared:
+            found = interpret(term.program, term.parameters, u[term.columns])
+            for total, places, values in zip((logp, g, c), (term.rows, term.columns, term.squares), found, strict=True):
+                np.add.at(total, places.ravel(), values.ravel())
+        return logp, g.reshape(n, r), c.reshape(n, r, r)
 
     def pull_back(self, routing: Routing, n: int, on_w: Array, on_z: Array) -> Array:
         """Bring every pair's cotangent on w back to z: (pairs, width)."""

@@ -1,11 +1,13 @@
 """Who reads what: the columns of a bundle's heads, and which rows of a call read which of them.
 
 A call of the field serves rows with different conditions. It runs a head for the rows that mention it, and pulls back
-as many cotangents as they have columns; nothing is padded to the longest condition.
+as many cotangents as they have columns; nothing is padded to the longest condition. What the conditions have in common
+is interpreted together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -13,13 +15,15 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.tape import Column, Tape
+from kernels.terms import Term, terms
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What tapes may read: the columns of a bundle's heads, numbered.
 
-    head (columns,)           the head of each column, by its position in the bundle
+    head (columns,)           the head of each column, by its position in the bundle; they are in that order
+    first (heads + 1,)        the first column of each head
     plus, minus (columns,)    u = logits[plus] - logits[minus]; the last of the logits is a zero
     seeds                     by head: its columns as combinations of its logits (k, C), in the order of their numbers
     spans, count              by head: its part of all logits; how many there are
@@ -28,6 +32,7 @@ class Inputs:
 
     number: Mapping[Column, int]
     head: Array
+    first: Array
     plus: Array
     minus: Array
     seeds: Mapping[str, Array]
@@ -53,7 +58,8 @@ class Inputs:
         seeds = {name: combined[head == i][:, spans[name]] for i, name in enumerate(names)}
         in_z = frozenset(name for name in names if bundle.heads[name].space == "z")
         numbers = {entry[0]: i for i, entry in enumerate(found)}
-        return cls(numbers, head, plus, minus, seeds, spans, int(ends[-1]), in_z)
+        first = np.searchsorted(head, np.arange(len(names) + 1))
+        return cls(numbers, head, first, plus, minus, seeds, spans, int(ends[-1]), in_z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,23 @@ class Use:
     k: Array
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A term of conditions, and the m places where the rows' tapes have it.
+
+    program, parameters (m, P)   see kernels.tape.evaluate
+    rows (m,)
+    columns (m, k)       its columns among those of all rows, (n, width) in one line
+    squares (m, k, k)    their pairs among those of all rows, (n, width, width) in one line
+    """
+
+    program: tuple
+    parameters: Array
+    rows: Array
+    columns: Array
+    squares: Array
+
+
 class Routing:
     """Who reads what, for n rows with given tapes.
 
@@ -80,20 +103,19 @@ class Routing:
 
     row, slot, column (c,)   of each pair that is a column, and ``pair`` its number
     near (m,), near_pair     rows with ``near``, and its pair
-    slots                    for each slot: rows that have it, and their pairs
     each                     pairs of every row, None if rows differ
     source                   of each pair, its place among all the slopes that its uses give, (m, k) of one after the
                              other, and the rows of ``near`` after them
     reads_z                  whether some head reads z
-    programs                 rows that share a program
+    shared                   what the tapes say, each term once
     """
 
     def __init__(self, tapes: Sequence[Tape], inputs: Inputs):
         self.tapes, n = tapes, len(tapes)
-        columns = np.array([len(tape.columns) for tape in tapes])
-        is_near = np.array([tape.near > 0 for tape in tapes])
-        counts = columns + is_near
-        starts = np.cumsum(counts) - counts
+        columns = np.array([len(tape.columns) for tape in tapes], np.intp)
+        is_near = np.array([tape.near > 0 for tape in tapes], bool)
+        self.counts = counts = columns + is_near
+        self.starts = starts = np.cumsum(counts) - counts
         self.width, self.count = int(columns.max(initial=0)), int(counts.sum())
         self.row, self.slot = enumerate_pairs(columns)
         self.pair = starts[self.row] + self.slot
@@ -102,28 +124,38 @@ class Routing:
         self.near_pair = starts[self.near] + columns[self.near]
         self.each = int(counts[0]) if n and (counts == counts[0]).all() else None
         self.pair_row = np.repeat(np.arange(n), counts)
-        self.slots: list[tuple[Array | slice, Array | slice]] = []
-        for s in range(int(counts.max(initial=0))):
-            rows = np.flatnonzero(counts > s)
-            uniform = (slice(None), slice(s, None, self.each))
-            self.slots.append((rows, starts[rows] + s) if self.each is None else uniform)
-        self.programs = list(grouped(tapes))
-        self.uses = list(self.find_uses(n, inputs))
+        self.shared = list(shared(tapes, self.width))
+        self.source = np.empty(self.count, np.int64)
+        self.uses = self.find_uses(n, inputs)
         self.reads_z = any(use.head in inputs.in_z for use in self.uses)
-        self.source, first = np.empty(self.count, np.int64), 0
-        for use in self.uses:
-            self.source[use.pairs] = first + use.local * len(use.wanted) + use.k
-            first += (n if use.rows is None else len(use.rows)) * len(use.wanted)
-        self.source[self.near_pair] = first + np.arange(len(self.near))
 
-    def find_uses(self, n: int, inputs: Inputs) -> Iterator[Use]:
-        heads, names = inputs.head[self.column], list(inputs.seeds)
-        for head in np.unique(heads):
-            reads = np.flatnonzero(heads == head)
-            rows, local = np.unique(self.row[reads], return_inverse=True)
-            numbers, k = np.unique(self.column[reads], return_inverse=True)
-            wanted = numbers - np.searchsorted(inputs.head, head)
-            yield Use(names[head], None if len(rows) == n else rows, wanted, self.pair[reads], local, k)
+    def find_uses(self, n: int, inputs: Inputs) -> list[Use]:
+        """The heads that are read, in the order of the bundle; and ``source``."""
+        head, names = inputs.head[self.column], list(inputs.seeds)
+        needs, is_read = np.zeros((n, len(names)), bool), np.zeros(len(inputs.head), bool)
+        needs[self.row, head], is_read[self.column] = True, True
+        local = (np.cumsum(needs, axis=0) - 1)[self.row, head]
+        before = np.cumsum([False, *is_read])  # columns that are read, before each
+        k, wanted = before[self.column] - before[inputs.first[head]], np.diff(before[inputs.first])
+        size = needs.sum(axis=0) * wanted
+        begin = np.cumsum(size) - size
+        self.source[self.pair] = begin[head] + local * wanted[head] + k
+        self.source[self.near_pair] = size.sum() + np.arange(len(self.near))
+        uses = []
+        for i in np.flatnonzero(size):
+            rows, reads = np.flatnonzero(needs[:, i]), np.flatnonzero(head == i)
+            columns = np.flatnonzero(is_read[inputs.first[i] : inputs.first[i + 1]])
+            some = None if len(rows) == n else rows
+            uses.append(Use(names[i], some, columns, self.pair[reads], local[reads], k[reads]))
+        return uses
+
+    @cached_property
+    def slots(self) -> list[tuple[Array | slice, Array | slice]]:
+        """For each slot: rows that have it, and their pairs."""
+        if self.each is not None:
+            return [(slice(None), slice(s, None, self.each)) for s in range(self.each)]
+        having = (np.flatnonzero(self.counts > s) for s in range(int(self.counts.max(initial=0))))
+        return [(rows, self.starts[rows] + s) for s, rows in enumerate(having)]
 
     def add_up(self, weights: Array, vectors: Array, n: int) -> Array:
         """weights (pairs,), vectors (pairs, d) -> each row's weighted sum (n, d), slot by slot: its own bits."""
@@ -139,11 +171,15 @@ def enumerate_pairs(counts: Array) -> tuple[Array, Array]:
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def grouped(tapes: Sequence[Tape]) -> Iterator[tuple[tuple, int, Array | slice, Array]]:
-    """Rows whose tapes differ in numbers only: program, columns, positions, and parameters (m, P)."""
-    groups: dict[tuple[tuple, int], list[int]] = {}
-    for i, tape in enumerate(tapes):
-        groups.setdefault((tape.program, len(tape.columns)), []).append(i)
-    for (program, columns), part in groups.items():
-        parameters = np.stack([tapes[i].parameters for i in part])
-        yield program, columns, slice(None) if len(groups) == 1 else np.array(part), parameters
+def shared(tapes: Sequence[Tape], width: int) -> Iterator[Shared]:
+    """What the tapes say, term by term, in an order of the terms: a row's sums must not depend on its neighbours."""
+    found: dict[tuple, list[tuple[int, Term]]] = {}
+    for row, tape in enumerate(tapes):
+        for term in terms(tape.program):
+            found.setdefault(term.program, []).append((row, term))
+    for program, places in sorted(found.items()):
+        rows = np.array([row for row, _ in places])
+        slots = np.array([term.columns for _, term in places])
+        parameters = np.array([tapes[row].parameters[term.parameters] for row, term in places])
+        columns = rows[:, None] * width + slots
+        yield Shared(program, parameters, rows, columns, columns[:, :, None] * width + slots[:, None, :])

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 QUEUE, DECODE_BATCH = 256, 8
 # Seconds between looks through a long queue for what was cancelled or is too late; rows are looked at every step.
 SWEEP = 0.02
+# Seconds that pictures wait for others to be decoded with them, while requests wait for a row: eight small pictures at
+# once take little more than half of the time of eight.
+GATHER = 0.02
 
 
 class Service:
@@ -187,6 +190,7 @@ class Service:
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.decoding or not self.is_solving)
+                self.changed.wait_for(lambda: not self.waiting or len(self.decoding) >= self.decode_batch, GATHER)
                 tickets = list(islice(self.decoding, self.decode_batch))
             if not tickets:
                 return

@@ -1,6 +1,7 @@
 """Benchmarks: peers solve the same problem, answers are judged, lines are kept, goals are told from lines."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -12,14 +13,16 @@ from benchmarks.peers import FIELDS, SOLVERS, fields, load, open_peers
 from engine import Sampler
 from engine.bench import solving, timing
 from engine.bench.contest import Answer, Bench, Peers, Unavailable
-from engine.bench.goals import find_goals
+from engine.bench.goals import LEAVING, STATIC, find_goals
 from engine.bench.problem import Judge, Problem, Target, hard, logits, ordinary
 from engine.bench.records import Log, RecordError, read
 from engine.bench.report import WRONG, table, write_report
 from engine.bench.solving import cost, open_field
+from engine.bench.streaming import STREAM_ERROR, ToTheLast, mixed
 from engine.bench.timing import race
 from engine.cli.bench import main
 from engine.errors import LaceError
+from engine.flow import Flow
 
 # One linear head a target on a mapping of one layer: so few kinks that methods agree to their tolerance.
 TARGETS = (Target("smile", 1), Target("age", 0.6))
@@ -250,6 +253,38 @@ def test_goals_count_right_answers_only():
     assert goals["12 attributes, 1 row the pape"].met is None
     worse = [*LINES[:3], solve_line("ours", 10.0, error=0.2)]
     assert verdicts(worse)["3 attributes, 1 row the pape"].met is False
+
+
+def stream_line(contestant, median):
+    return {"suite": "stream", "world": "ffhq", "pictures": False, "contestant": contestant, "median": median,
+            "check": "passed"}  # fmt: skip
+
+
+def test_a_stream_is_compared_with_both_kinds_of_static_batches():
+    lines = [stream_line(STATIC, 200.0), stream_line(LEAVING, 110.0), stream_line("one queue", 100.0)]
+    (goal,) = [goal for goal in find_goals(lines) if goal.text.startswith("mixed stream")]
+    assert goal.met is True
+    assert re.findall(r"(\S+) times: `one queue` 100 ms, `(.*?)`", goal.found) == [("2", STATIC), ("1.1", LEAVING)]
+    lines[0]["median"] = 150.0
+    assert [goal.met for goal in find_goals(lines) if goal.text.startswith("mixed stream")] == [False]
+
+
+def test_a_batch_to_its_last_row_evaluates_all_rows_and_gives_the_same(bundle, monkeypatch):
+    calls, evaluate = [], Flow.evaluate
+
+    def counted(flow, batch, rows, z, *, linear):
+        calls.append(len(rows))
+        return evaluate(flow, batch, rows, z, linear=linear)
+
+    monkeypatch.setattr(Flow, "evaluate", counted)
+    requests = mixed(bundle, 6)
+    plain = Sampler(bundle, runtime="numpy")
+    expected = plain.solve(requests)
+    assert len(set(calls)) > 1
+    calls.clear()
+    samples = Sampler(bundle, runtime="numpy", solver=ToTheLast(plain.solver)).solve(requests)
+    assert calls == [6] * max(sample.evaluations for sample in expected)
+    assert max(np.abs(a.w - b.w).max() for a, b in zip(samples, expected, strict=True)) <= STREAM_ERROR
 
 
 def test_a_report_has_tables_plots_and_what_is_missing(tmp_path):

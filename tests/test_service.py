@@ -215,6 +215,20 @@ def test_memory_is_bounded_while_decoding_is_slow(world, monkeypatch):
     assert max(sizes) == 2
 
 
+def test_pictures_wait_for_each_other_while_requests_wait(gated, monkeypatch):
+    sizes, render = [], Sampler.render
+    monkeypatch.setattr(Sampler, "render", lambda self, samples: sizes.append(len(samples)) or render(self, samples))
+    monkeypatch.setattr("engine.service.GATHER", SOON)
+    futures = [running(gated), gated.submit(request(1)), gated.submit(request(2))]
+    gated.solver.gate.release(6)
+    wait(futures, timeout=SOON, return_when=ALL_COMPLETED)
+    alone = gated.submit(request(3))
+    gated.solver.gate.release(2)
+    assert alone.result(timeout=SOON / 2).seed == 3
+    assert sizes[0] >= 2
+    assert sum(sizes) == 4
+
+
 def test_close_finishes_what_was_submitted_and_refuses_more(gated):
     futures = [running(gated), gated.submit(request(1)), gated.submit(request(2))]
     with ThreadPoolExecutor(1) as pool:

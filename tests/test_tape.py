@@ -16,6 +16,7 @@ from engine.errors import ConditionError
 from engine.grammar import parse
 from engine.tape import MAX_COLUMNS, MAX_DEPTH, MAX_LEAVES, Column, lower, satisfied
 from kernels.tape import evaluate, log_ndtr
+from kernels.terms import terms
 
 
 def class_of(name, *classes):
@@ -206,6 +207,34 @@ def test_curvature_of_a_conjunction_is_the_exact_hessian(leaves, kept, seed):
     safe = np.isfinite(hessians).all(axis=(1, 2))
     close(c[safe], np.array(hessians)[safe], 1e-6, 1e-6)
     assert c.shape == (2, g.shape[1], g.shape[1])
+
+
+@TREE_TEST
+@given(st.lists(TREES, min_size=1, max_size=3), SEEDS, st.sampled_from(["product", "lace"]))
+def test_a_program_is_the_sum_of_its_terms(trees, seed, logic):
+    condition, logits = reduce(lambda a, b: a & b, trees) & keep("yaw", weight=0.2), logits_of(seed)
+    tape, *whole = run(condition, logits, logic=logic)
+    parameters, u = inputs(tape, logits)
+    found = terms(tape.program)
+    v, g, c = (np.zeros_like(x) for x in whole)
+    for term in found:
+        read = list(term.columns)
+        parts = evaluate(term.program, parameters[:, term.parameters], u[:, read])
+        v, g[:, read] = v + parts[0], g[:, read] + parts[1]
+        c[:, np.array(read)[:, None], read] += parts[2]
+    assert len(found) > len(trees)
+    for x, y in zip(whole, (v, g, c), strict=True):
+        close(x, y, 1e-9, 1e-12)
+
+
+def test_terms_that_say_the_same_are_the_same_program():
+    tape = lower(parse("smile & haircolor=red & ~glasses & (age<0.3 | yaw=0.5) & haircolor=blond"), ATTRIBUTES)
+    smile, red, glasses, either, blond = terms(tape.program)
+    assert smile.program == glasses.program
+    assert red.program == blond.program
+    assert (smile.columns, red.columns, glasses.columns, either.columns) == ((0,), (1, 2, 3, 4, 5), (6,), (7, 8))
+    assert either.program == (("side", 0, 0), ("value", 1, 2), ("or",))
+    assert terms(()) == ()
 
 
 def test_and_or_not_are_the_algebra_of_probabilities():

@@ -1,11 +1,13 @@
 """The goals that this engine sets itself on a CPU, compared with a run's measurements."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Lines = Sequence[Mapping]
 WORLD = "ffhq"  # the benchmark's own bundle
-PAPER, STATIC = "paper", "static batches"
+PAPER = "paper"
+# Batch after batch: every row computed until the last has arrived; and rows that have arrived left out of the calls.
+STATIC, LEAVING = "static batches, all rows to the last", "static batches, arrived rows left out"
 TIMES_PAPER, TIMES_PEER = 150, {1: 8, 16: 15, 64: 15}
 BUDGET, ENERGY_SHARE = 32, 0.05
 # Energies near zero cannot be compared by their share: the log of a probability of 0.99 is 0.01.
@@ -132,14 +134,16 @@ def decoding(lines: Lines, resolution: int) -> Goal:
 
 
 def streaming(lines: Lines) -> list[Goal]:
+    """Told against both kinds of static batches; met against those that are computed to their last row."""
     found = some(lines, suite="stream")
     goals = []
     for world, pictures in dict.fromkeys((line["world"], line["pictures"]) for line in found):
         here = some(found, world=world, pictures=pictures)
-        static = fastest(some(here, contestant=STATIC))
-        others = [line for line in here if line["contestant"] != STATIC]
+        ours = [line for line in here if line["contestant"] not in (STATIC, LEAVING)]
         text = f"mixed stream, {world}, {'with' if pictures else 'without'} pictures: against static batches"
-        goals.append(ratio(text, TIMES_STATIC, others, others, static, "requests do not have their own results"))
+        both = [ratio(text, TIMES_STATIC, ours, ours, fastest(some(here, contestant=static)),
+                      "requests do not have their own results") for static in (STATIC, LEAVING)]  # fmt: skip
+        goals.append(replace(both[0], found="; ".join(dict.fromkeys(goal.found for goal in both if goal.found))))
     return goals or [Goal("mixed stream: against static batches", f"{TIMES_STATIC} times", "", None)]
 
 

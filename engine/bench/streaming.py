@@ -1,22 +1,60 @@
-"""The suite of mixed requests: each has its own condition, easy or hard, and its own number of attributes."""
+"""The suite of mixed requests: each has its own condition, easy or hard, and its own number of attributes.
+
+Two kinds of static batches take part. In one each call of the field is for all rows of the batch until its last row has
+arrived, as in batched solvers and in servers without continuous batching. In the other a row costs nothing from its
+arrival on, as in our own ``solve`` of one batch; its free slot is all that is lost.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy import ndarray as Array
 
+from engine.batch import Batch
 from engine.bench.contest import Bench, Openers, Run
+from engine.bench.goals import LEAVING, STATIC
 from engine.bench.problem import Problem, Target, hard
 from engine.bundle import Bundle
+from engine.flow import Flow, Point
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
+from engine.solvers import Solver
 
 STREAM_ERROR = 1e-5  # of w, against the same request solved alone
 CAPACITY, REQUESTS, REQUESTS_QUICK = 16, 192, 24
 # Requests in, samples in the same order out.
 Way = Callable[[list[Request]], list[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBatch:
+    """A flow whose calls are for all rows of the batch, those that have arrived too."""
+
+    flow: Flow
+
+    def evaluate(self, batch: Batch, rows: Array, z: Array, *, linear: bool) -> Point:
+        whole = batch.z.copy()
+        whole[rows] = z
+        return self.flow.evaluate(batch, np.arange(batch.capacity), whole, linear=linear).some(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ToTheLast:
+    """Another solver, on whole batches: the field is evaluated for every row until the last row has arrived.
+
+    The rest of a step, a few small linear systems, is left out for rows that have arrived, which flatters it.
+    """
+
+    inner: Solver
+
+    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        self.inner.begin(cast(Flow, WholeBatch(flow)), batch, rows)
+
+    def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        self.inner.step(cast(Flow, WholeBatch(flow)), batch, rows)
 
 
 def stream(bench: Bench) -> None:
@@ -26,23 +64,27 @@ def stream(bench: Bench) -> None:
     line = {"suite": "stream", "world": bundle.path.stem, "bundle": bundle.hash[:12], "rows": count,
             "capacity": CAPACITY}  # fmt: skip
     with Sampler(bundle, capacity=CAPACITY, threads=bench.threads) as sampler:
+        whole = Sampler(bundle, capacity=CAPACITY, threads=bench.threads, solver=ToTheLast(sampler.solver))
         alone = np.stack([sampler.solve([request])[0].w for request in requests])
-        ways: dict[str, Way] = {"one queue": sampler.solve}
-        bench.contest({**line, "pictures": False}, openers(requests, sampler.solve, ways), partial(examine, alone))
+        ways: dict[str, Way] = {STATIC: partial(in_batches, whole.solve), LEAVING: partial(in_batches, sampler.solve),
+                                "one queue": sampler.solve}  # fmt: skip
+        bench.contest({**line, "pictures": False}, openers(requests, ways), partial(examine, alone))
         if "synthesis" in bundle.manifest.graphs:
-            ways = {"stream": partial(streamed, sampler), "submit": partial(submitted, sampler)}
-            bench.contest({**line, "pictures": True}, openers(requests, sampler.sample, ways), partial(examine, alone))
+            ways = {STATIC: partial(in_batches, whole.sample), LEAVING: partial(in_batches, sampler.sample),
+                    "stream": partial(streamed, sampler), "submit": partial(submitted, sampler)}  # fmt: skip
+            bench.contest({**line, "pictures": True}, openers(requests, ways), partial(examine, alone))
 
 
-def openers(requests: list[Request], static: Way, ways: dict[str, Way]) -> Openers:
-    def in_batches(requests: list[Request]) -> list[Sample]:
-        parts = (requests[first : first + CAPACITY] for first in range(0, len(requests), CAPACITY))
-        return [sample for part in parts for sample in static(part)]
-
+def openers(requests: list[Request], ways: dict[str, Way]) -> Openers:
     def opened(way: Way) -> Run:
         return lambda: np.stack([sample.w for sample in way(requests)])
 
-    return {name: partial(opened, way) for name, way in {"static batches": in_batches, **ways}.items()}
+    return {name: partial(opened, way) for name, way in ways.items()}
+
+
+def in_batches(batch: Way, requests: list[Request]) -> list[Sample]:
+    parts = (requests[first : first + CAPACITY] for first in range(0, len(requests), CAPACITY))
+    return [sample for part in parts for sample in batch(part)]
 
 
 def streamed(sampler: Sampler, requests: list[Request]) -> list[Sample]:

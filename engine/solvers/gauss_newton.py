@@ -85,7 +85,8 @@ class Linear:
         self.ahead = self.project(gradient)
         # Woodbury: (I + c J^T C J)^-1 = I - J^T (I + c C G)^-1 c C J; the system is singular by rounding only.
         system = np.eye(jacobian.shape[1]) + c * np.matmul(curvature, self.gram)
-        self.core = solve_each(system, c * curvature)
+        core = solve_each(system, c * curvature)
+        self.back = np.concatenate([np.zeros_like(self.ahead.swapaxes(1, 2)), core, np.matmul(self.gram, core)], axis=1)
 
     def project(self, x: Array) -> Array:
         """J x: (m, d) -> (m, r, 1) float64."""
@@ -98,12 +99,7 @@ class Linear:
 
     def solve(self, x: Array) -> Array:
         """S x."""
-        back = np.matmul(self.core, x[:, self.seen])
-        found = x.copy()
-        found[:, self.y] -= back
-        found[:, self.seen] -= np.matmul(self.gram, back)
-        found *= self.scale
-        return found
+        return self.scale * (x - np.matmul(self.back, x[:, self.seen]))
 
     def defect(self, after: Array, move: Array) -> Array:
         """F(trial) - F - A (trial - z) for after (m, d) = F(trial), of which (a, y) tell all but F(trial) itself."""
@@ -153,19 +149,39 @@ class GaussNewton:
             raise SolveError("gauss-newton needs max_evaluations >= 3 and steps >= 1")
 
     def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
-        point = flow.evaluate(batch, rows, batch.z[rows], linear=True)
+        """Nothing: ``step`` evaluates the start of new rows in the same call as the trials of the others."""
+
+    def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        is_new = batch.evaluations[rows] == 0
+        old, z = rows[~is_new], batch.z[rows]
+        h, passes = self.choose(batch, old)
+        trial, errors, moves = self.propose(batch, old, h)
+        z[~is_new] = trial
+        point = flow.evaluate(batch, rows, z, linear=True)
         batch.evaluations[rows] += 1
+        if is_new.any():
+            self.start(batch, rows[is_new], point.some(is_new))
+            point = point.some(~is_new)
+        for part, linear, move in moves:
+            after = point.gradient[part]
+            (known,) = linear.expand(linear.solve(linear.solve(linear.defect(after, move))))
+            error = known + (linear.scale**2)[:, 0].astype(after.dtype) * after
+            errors[part] = np.maximum(errors[part], 0.5 * h[part] * root_mean_square(error))
+        errors /= self.atol + self.rtol * root_mean_square(trial - batch.origin[old])
+        self.decide(batch, old, trial, point, h, passes, errors)
+
+    def start(self, batch: Batch, rows: Array, point: Point) -> None:
         self.store(batch, rows, slice(None), point)
         if self.steps is None:
             batch.step[rows] = first_step(batch.z[rows], batch.gradient[rows], rtol=0, atol=1, fraction=FIRST_STEP)
         bad = ~np.isfinite(point.logp) | ~np.isfinite(point.gradient).all(axis=1)
         batch.status[rows[bad]] = Status.NONFINITE
 
-    def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
-        h, passes = self.choose(batch, rows)
+    def propose(self, batch: Batch, rows: Array, h: Array) -> tuple[Array, Array, list]:
+        """Where steps of h lead (n, width), the errors of the rational function (n,), moves with their linear flows."""
         z = batch.z[rows]
-        trial, errors, linears = np.empty_like(z), np.zeros(len(rows)), []
-        for part, r in batch.by_columns(rows):
+        trial, errors, moves = np.empty_like(z), np.zeros(len(rows)), []
+        for part, r in batch.by_width(rows):
             some = rows[part]
             linear = Linear(batch.jacobian[some, :r], batch.gradient[some], batch.curvature[some, :r, :r],
                             2 * NEAR_STRETCH * batch.near[some], GAMMA * h[part])  # fmt: skip
@@ -175,15 +191,8 @@ class GaussNewton:
             move = GAMMA * powers[0] + (1 - GAMMA) * powers[1]
             moved, phi_error = linear.expand(move, np.einsum("k,kmri->mri", PHI_ERROR, powers))
             trial[part], errors[part] = z[part] + moved, root_mean_square(phi_error)
-            linears.append((part, linear, move))
-        point = flow.evaluate(batch, rows, trial, linear=True)
-        for part, linear, move in linears:
-            after = point.gradient[part]
-            (known,) = linear.expand(linear.solve(linear.solve(linear.defect(after, move))))
-            error = known + (linear.scale**2)[:, 0].astype(after.dtype) * after
-            errors[part] = np.maximum(errors[part], 0.5 * h[part] * root_mean_square(error))
-        errors /= self.atol + self.rtol * root_mean_square(trial - batch.origin[rows])
-        self.decide(batch, rows, trial, point, h, passes, errors)
+            moves.append((part, linear, move))
+        return trial, errors, moves
 
     def choose(self, batch: Batch, rows: Array) -> tuple[Array, Array]:
         """The step of each row, and how far its clock goes; further than the step where the budget forces it."""
@@ -199,7 +208,6 @@ class GaussNewton:
     def decide(self, batch: Batch, rows: Array, trial: Array, point: Point, h: Array, passes: Array,
                error: Array) -> None:  # fmt: skip
         """Accept or reject each row's trial, set its next step and status."""
-        batch.evaluations[rows] += 1
         finite = np.isfinite(error) & np.isfinite(point.logp)
         if self.steps is not None:
             forced, accepted = np.ones(len(rows), bool), finite
