@@ -38,7 +38,8 @@ gpu: setup
 sanitize: setup
 	for tool in memcheck racecheck initcheck synccheck; do echo $$tool; \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(BIN)/python -m pytest -q -m gpu -k "kernel and 3-" tests/test_gpu_solve.py || exit 1; done
+	    $(BIN)/python -m pytest -q -m gpu -k "kernel and 3- or wgmma and tf32" \
+	        tests/test_gpu_solve.py tests/test_gpu_kernels.py || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -19,18 +19,24 @@ from kernels import field, tape
 from kernels.layout import JOINS, LEAVES, OPCODES, PRECISIONS
 
 HERE = Path(__file__).parent
-# solve: all kernels but one. loop: turnover_while, which needs a symbol that only the driver resolves.
-SOURCES = ("solve", "loop")
-# Threads of a block, by kernel.
-BLOCKS = {
-    "normalise": 128, "dense_16x8": 256, "dense_32x16": 128, "dense_64x32": 256, "tape": 128, "cotangents": 128,
-    "pullback": 128, "gauss_newton": 256, "runge_kutta": 256, "turnover": 1024, "pixels_f32": 256, "pixels_f16": 256,
-    "turnover_while": 1024,
+# By source: its kernels, with the threads of a block. One source is one module on the device.
+KERNELS = {
+    "network": {"normalise": 128, "dense_16x8": 256, "dense_32x16": 128, "dense_64x32": 256, "tape": 128,
+                "cotangents": 128},
+    "solve": {"pullback": 128, "gauss_newton": 256, "runge_kutta": 256, "turnover": 1024, "pixels_f32": 256,
+              "pixels_f16": 256},
+    "loop": {"turnover_while": 1024},  # it needs a symbol that only the driver resolves
+    "wide": {"dense_64x64": 128},  # it needs wgmma
 }  # fmt: skip
-TILES = {"dense_16x8": (16, 8), "dense_32x16": (32, 16), "dense_64x32": (64, 32)}  # rows, columns of a block
+BLOCKS = {name: threads for kernels in KERNELS.values() for name, threads in kernels.items()}
+SOURCE_OF = {name: source for source, kernels in KERNELS.items() for name in kernels}
+BY_PRECISION = ("network", "wide")  # the others are the same for all
+WGMMA = "sm_90a"  # the one architecture that has it
+# Rows and columns of a block. The last one is for devices and precisions that ``has_wgmma``.
+TILES = {"dense_16x8": (16, 8), "dense_32x16": (32, 16), "dense_64x32": (64, 32), "dense_64x64": (64, 64)}
 FAST_COLUMNS = 16  # up to so many columns the small matrices of Gauss-Newton are in shared memory
 OPTIONS = ("--std=c++17", "--ptxas-options=-v")
-FORMAT = 2  # of the files in the cache
+FORMAT = 3  # of the files in the cache
 
 
 class CompileError(Exception):
@@ -54,7 +60,7 @@ class Built:
 
 
 def build(source: str = "solve", *, architecture: str, precision: str = "fp32", folder: Path | None = None) -> Built:
-    """Compile one of SOURCES, or take it from the cache.
+    """Compile one of KERNELS' sources, or take it from the cache.
 
     architecture   "sm_90"; a cubin runs on the devices of its major version from its minor version on
     precision      of the operands of matrix products: "fp32", "tf32" or "fp16"; sums are float32
@@ -62,8 +68,14 @@ def build(source: str = "solve", *, architecture: str, precision: str = "fp32", 
 
     Raises ImportError without cuda.bindings, CompileError when NVRTC is missing or refuses.
     """
-    if source not in SOURCES or precision not in PRECISIONS:
-        raise CompileError(f"there is no source {source!r} in {precision!r}: expected one of {SOURCES}, {PRECISIONS}")
+    if source not in KERNELS or precision not in PRECISIONS:
+        raise CompileError(
+            f"there is no source {source!r} in {precision!r}: expected one of {tuple(KERNELS)}, {PRECISIONS}"
+        )
+    if source not in BY_PRECISION:
+        precision = PRECISIONS[0]
+    if source == "wide" and (architecture != WGMMA or precision == "fp32"):
+        raise CompileError(f"wgmma multiplies tf32 and fp16 on {WGMMA}, not {precision} on {architecture}")
     options = (*OPTIONS, f"--gpu-architecture={architecture}", f"-DPRECISION={precision.upper()}")
     texts = sources()
     version = nvrtc_version()
@@ -74,6 +86,11 @@ def build(source: str = "solve", *, architecture: str, precision: str = "fp32", 
         found = compiled(f"{source}.cu", texts, options)
         write(place, found)
     return found
+
+
+def has_wgmma(capability: tuple[int, int], precision: str) -> bool:
+    """Whether a device can run "wide", compiled for WGMMA."""
+    return capability == (9, 0) and precision != "fp32"
 
 
 @cache

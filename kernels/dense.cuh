@@ -42,6 +42,17 @@ EITHER void dense(const Level& level) {
     }
 }
 
+// The problem that a block has a tile of, or null; `tile` becomes the tile's number in it.
+EITHER const Dense* problem_of(const Level& level, int columns, int* tile) {
+    const Dense* found = level.problems;
+    for (int left = level.count; left; left--, found++) {
+        int tiles = (found->n + columns - 1) / columns;
+        if (*tile < tiles) return found;
+        *tile -= tiles;
+    }
+    return 0;
+}
+
 #if PRECISION == FP16
 #define CHUNK 32  // numbers of k in the 16 bytes of each thread of a quad
 #else
@@ -154,10 +165,8 @@ template <int M, int N, int MW, int NW, int KW> struct Tile {
     float shares[KW][ROWS][COLUMNS];
 
     EITHER void run(const Team& team, const Level& level, int tile, int tile_row) {
-        int left = level.count, first = tile_row * ROWS;
-        const Dense* found = level.problems;
-        for (; left && tile >= found->n / COLUMNS; left--) tile -= found++->n / COLUMNS;
-        int rows = left ? level.rows * found->each : 0;
+        const Dense* found = problem_of(level, COLUMNS, &tile);
+        int first = tile_row * ROWS, rows = found ? level.rows * found->each : 0;
         if (first >= rows) return wait_for_inputs();
         const Dense p = *found;
 

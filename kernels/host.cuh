@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <pthread.h>
 #include <thread>
 #include <vector>
@@ -28,6 +29,12 @@ struct Gate {
     void wait(int thread) { pthread_barrier_wait(&barrier[turn[thread]++ % 2]); }
 };
 
+// What the tensor core sees of a block's shared memory, for host_wgmma.cuh.
+struct Proxy {
+    std::once_flag once;
+    std::vector<unsigned char> bytes;
+};
+
 // The threads of a block. `mail` and `registers` are where a warp's lanes exchange numbers.
 struct Crew {
     int lanes, warps;
@@ -35,6 +42,7 @@ struct Crew {
     std::deque<Gate> warp;
     std::vector<double> mail;
     std::vector<unsigned> registers;
+    Proxy proxy;
 
     Crew(int lanes, int warps)
         : lanes(lanes), warps(warps), block(lanes * warps), mail(lanes * warps), registers(6 * lanes * warps) {

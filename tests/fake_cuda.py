@@ -16,6 +16,7 @@ from typing import Any
 
 from cuda.bindings import driver as real
 
+from tests.fake_launches import PROCESSORS, FakeLaunches, facts_of
 from tests.fake_memory import Code, FakeMemory, Violation
 
 MOST_ROUNDS = 100_000
@@ -43,22 +44,23 @@ class Stream:
     captured: Graph | None = None
 
 
-class FakeCuda(FakeMemory):
+class FakeCuda(FakeMemory, FakeLaunches):
     """kernels   what to execute: name -> function(launch, *arguments), where launch has grid and block
     fail         function of the driver: the error that it returns from now on
     refuses_overlap   launches that overlap with their predecessor cannot be recorded
     """
 
+    capability = (9, 0)
     dlpack_kind = 1  # its arrays lie on the host, where torch's CPU build finds them
 
     def __init__(self, kernels: Mapping[str, Callable] | None = None):
-        super().__init__()
+        FakeMemory.__init__(self)
+        FakeLaunches.__init__(self)
         self.kernels = dict(kernels or {})
         self.fail: dict[str, Code] = {}
         self.calls: list[str] = []
         self.launched: list[str] = []
         self.objects: dict[str, dict[int, Any]] = {k: {} for k in ("stream", "graph", "executable", "module", "event")}
-        self.functions: dict[int, str] = {}
         self.conditions: dict[int, int] = {}
         self.contexts, self.lock, self.refuses_overlap = 0, RLock(), False
         self.numbers = count(1 << 40, 16)
@@ -118,8 +120,9 @@ class FakeCuda(FakeMemory):
         return Code.CUDA_SUCCESS, b"Fake GPU\0"
 
     def cuDeviceGetAttribute(self, which, device):
-        found = {"COMPUTE_CAPABILITY_MAJOR": 9, "COMPUTE_CAPABILITY_MINOR": 0, "MULTIPROCESSOR_COUNT": 132,
-                 "L2_CACHE_SIZE": 50 * 2**20}  # fmt: skip
+        major, minor = self.capability
+        found = {"COMPUTE_CAPABILITY_MAJOR": major, "COMPUTE_CAPABILITY_MINOR": minor, "L2_CACHE_SIZE": 50 * 2**20,
+                 "MULTIPROCESSOR_COUNT": PROCESSORS}  # fmt: skip
         return Code.CUDA_SUCCESS, found[which.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]
 
     def cuDevicePrimaryCtxRetain(self, device):
@@ -238,9 +241,10 @@ class FakeCuda(FakeMemory):
         name = self.functions.get(int(function))
         if name is None:
             raise Violation("this is no kernel of a loaded module")
-        grid = config.gridDimX, config.gridDimY, config.gridDimZ
-        if min(*grid, config.blockDimX) < 1 or config.blockDimX > 1024 or max(grid[1:]) > 65535:
-            return (Code.CUDA_ERROR_INVALID_VALUE,)
+        facts = facts_of(config)
+        refusal = self.refusal(function, facts)
+        if refusal is not None:
+            return (refusal,)
         if self.refuses_overlap and config.numAttrs and self.of("stream", config.hStream).captured is not None:
             return (Code.CUDA_ERROR_NOT_SUPPORTED,)
         values, kinds = parameters
@@ -250,7 +254,7 @@ class FakeCuda(FakeMemory):
             for address in pointers:
                 self.block(address)
             self.launched.append(name)
-            self.kernels[name](LaunchFacts(grid, config.blockDimX), *values)
+            self.kernels[name](facts, *values)
 
         for address in pointers:
             self.block(address)
@@ -338,9 +342,3 @@ class FakeCuda(FakeMemory):
     def cuGraphExecDestroy(self, executable):
         self.gone("executable", executable)
         return (Code.CUDA_SUCCESS,)
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchFacts:
-    grid: tuple[int, int, int]
-    block: int

@@ -12,13 +12,13 @@ from engine.cuda.driver import Device, Launch
 from engine.cuda.engine import Engine
 from engine.runtimes.cuda import CudaRuntime
 from engine.runtimes.decoding import Buffers, Pictures
-from kernels.compile import BLOCKS
+from kernels.compile import BLOCKS, TILES
 from kernels.layout import DTYPES
 from tests import host_kernels
-from tests.fake_cuda import FakeCuda, LaunchFacts
+from tests.fake_cuda import FakeCuda
+from tests.fake_launches import LaunchFacts
 from tests.fake_memory import Violation, viewed
 
-TILES = {"dense_16x8": (16, 8), "dense_32x16": (32, 16), "dense_64x32": (64, 32)}
 GOES_ON = 5
 # Fields of Solve that may be null: what a flow in W, or one without labels or heads on z, does not have.
 MAY_BE_NULL = {"embedding", "hidden", "input", "state", "trial_w", "cotangent", "pulled"}
@@ -49,7 +49,8 @@ def fake_cuda(precision: str = "fp32") -> DeviceOf:
         return run
 
     names = ("normalise", "tape", "cotangents", "pullback", "gauss_newton", "runge_kutta", "turnover", "turnover_while")
-    fake.kernels.update({name: kernel(name) for name in (*names, *TILES)})
+    tiles = [name for name in TILES if hasattr(library, f"host_{name}")]  # float32 has none with wgmma
+    fake.kernels.update({name: kernel(name) for name in (*names, *tiles)})
     pixels = library.host_pixels_f32
     pixels.argtypes, pixels.restype = [ctypes.c_void_p] * 2 + [ctypes.c_int] * 3, None
     fake.kernels["pixels_f32"] = lambda launch, *arguments: pixels(*arguments)
@@ -126,9 +127,11 @@ class LinearDecoder:
         view(image, np.float32, size[1]).reshape(rows, -1)[:] = sums[:, None]
 
 
-def open_fake(bundle: Bundle, *, precision: str = "fp32", loops: bool = True) -> tuple[CudaRuntime, FakeCuda]:
+def open_fake(bundle: Bundle, *, precision: str = "fp32", loops: bool = True,
+              capability: tuple[int, int] = (9, 0)) -> tuple[CudaRuntime, FakeCuda]:  # fmt: skip
     """The cuda runtime on a simulated device."""
     fake = fake_cuda(precision)
+    fake.capability = capability
     engine = Engine(Device(api=fake), bundle, precision, build, blocks=BLOCKS, loops=loops)
     pixels = engine.kernels.find("pixels_f32"), BLOCKS["pixels_f32"]
     pictures = Pictures(bundle, Device(api=fake), partial(LinearDecoder, bundle), pixels)

@@ -20,6 +20,7 @@ OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-pthre
            "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-unused-function", "-x", "c++")  # fmt: skip
 QUEUE = ("count", "next", "rows_running", "iterations", "limit", "goes_on")
 IDLE, FRESH = 0, 1
+PARTS = ("network", "solve", "wide")
 
 
 def compiler() -> str | None:
@@ -27,13 +28,22 @@ def compiler() -> str | None:
 
 
 @cache
-def library(real: str = "double", precision: str = "fp32", extra: str = "") -> ctypes.CDLL:
-    """The kernels as functions ``host_{kernel}`` of an address; ``extra`` is C++ to go behind them."""
+def library(real: str = "double", precision: str = "fp32", extra: str = "", parts: tuple[str, ...] = PARTS,
+            change: tuple[str, str, str] | None = None) -> ctypes.CDLL:  # fmt: skip
+    """The kernels as functions ``host_{kernel}`` and ``block_{kernel}`` of an address.
+
+    extra    C++ to go behind them
+    parts    sources that are compiled
+    change   (file, text, other text): a fault to be found
+    """
     folder = Path(mkdtemp(prefix="lace-host-"))
     try:
         for name, text in sources().items():
+            if change and name == change[0]:
+                assert change[1] in text
+                text = text.replace(*change[1:])
             (folder / name).write_text(text)
-        (folder / "host.cpp").write_text(f'#include "solve.cu"\n{extra}')
+        (folder / "host.cpp").write_text("".join(f'#include "{name}.cu"\n' for name in parts) + extra)
         definitions = [f"-DREAL={real}", f"-DPRECISION={precision.upper()}"]
         command = [compiler() or "c++", *OPTIONS, *definitions, "host.cpp", "-o", "host.so"]
         subprocess.run(command, cwd=folder, check=True)

@@ -9,15 +9,15 @@ import pytest
 
 from kernels import compile as compiling
 from kernels import layout
-from kernels.compile import BLOCKS, TILES, CompileError, build
+from kernels.compile import BLOCKS, BY_PRECISION, KERNELS, TILES, WGMMA, CompileError, build
 from tests.host_kernels import compiler, library
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
-SOLVE = set(BLOCKS) - {"turnover_while"}
-# Every architecture and every precision once; all of both takes a minute.
-SOME = [("sm_80", "fp32"), ("sm_90", "fp16"), ("sm_120", "tf32")]
-REST = [(a, p) for a in ("sm_80", "sm_90", "sm_120") for p in layout.PRECISIONS if (a, p) not in SOME]
+ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
+CASES = [(source, architecture, precision) for source in ("network", "solve", "loop") for architecture in ARCHITECTURES
+         for precision in (layout.PRECISIONS if source in BY_PRECISION else layout.PRECISIONS[:1])]  # fmt: skip
+CASES += [("wide", WGMMA, precision) for precision in ("tf32", "fp16")]
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cubins")
 
 
-@pytest.mark.parametrize(("architecture", "precision"),
-                         [*SOME, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)])  # fmt: skip
-def test_the_kernels_of_a_solve_compile_and_spill_nothing(folder, architecture, precision):
-    built = build("solve", architecture=architecture, precision=precision, folder=folder)
-    assert set(built.resources) == SOLVE
+@pytest.mark.parametrize(("source", "architecture", "precision"), CASES)
+def test_the_kernels_compile_and_spill_nothing(folder, source, architecture, precision):
+    built = build(source, architecture=architecture, precision=precision, folder=folder)
+    assert set(built.resources) == set(KERNELS[source])
     assert {name: r.spills for name, r in built.resources.items() if r.spills} == {}
     for name, r in built.resources.items():
         # A multiprocessor has 65,536 registers, and a block 48 KiB of shared memory without asking for more.
@@ -37,15 +36,31 @@ def test_the_kernels_of_a_solve_compile_and_spill_nothing(folder, architecture, 
         assert r.shared <= 48 * 1024
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
-def test_the_kernel_of_a_while_node_compiles(folder, architecture):
-    built = build("loop", architecture=architecture, folder=folder)
-    assert [(name, r.spills) for name, r in built.resources.items()] == [("turnover_while", 0)]
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_products_by_wgmma_overlap(tmp_path, monkeypatch, precision):
+    """The compiler says so where it makes them wait for each other, because their registers are used in between."""
+    logs, read = [], compiling.resources
+    monkeypatch.setattr(compiling, "resources", lambda log: logs.append(log) or read(log))
+    build("wide", architecture=WGMMA, precision=precision, folder=tmp_path)
+    assert "serialized" not in logs[0]
+    texts = compiling.sources()
+    spoilt = texts["wide.cuh"].replace("            async.commit();", "            async.commit(); own[0] += chunk;")
+    monkeypatch.setattr(compiling, "sources", lambda: texts | {"wide.cuh": spoilt})
+    build("wide", architecture=WGMMA, precision=precision, folder=tmp_path)
+    assert "serialized" in logs[1]
+
+
+def test_what_does_not_depend_on_the_precision_is_compiled_once(folder):
+    places = [set(folder.iterdir())]
+    for precision in layout.PRECISIONS:
+        build("loop", architecture="sm_90", precision=precision, folder=folder)
+        places.append(set(folder.iterdir()))
+    assert places[1] == places[-1]
 
 
 def test_narrow_layers_leave_room_for_a_second_block(folder):
     """The narrow tile is for few rows, where many small blocks hide each other's latency."""
-    resources = build("solve", architecture="sm_90", precision="fp16", folder=folder).resources["dense_16x8"]
+    resources = build("network", architecture="sm_90", precision="fp16", folder=folder).resources["dense_16x8"]
     assert resources.registers * BLOCKS["dense_16x8"] <= 65_536 // 2
 
 
@@ -67,6 +82,7 @@ def test_a_damaged_file_of_the_cache_is_made_anew(tmp_path):
 @pytest.mark.parametrize("change", ["source", "constant", "version", "architecture", "precision"])
 def test_the_cache_knows_all_that_a_cubin_depends_on(tmp_path, monkeypatch, change):
     options = {"architecture": "sm_90", "precision": "fp32"}
+    monkeypatch.setattr(compiling, "BY_PRECISION", ("loop",))
     build("loop", folder=tmp_path, **options)
     texts = compiling.sources()
     if change == "source":
@@ -95,6 +111,9 @@ def test_refusals_say_what_was_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "sources", lambda: texts | {"loop.cu": "int x = y;"})
     with pytest.raises(CompileError, match=r'identifier "y" is undefined'):
         build("loop", architecture="sm_90", folder=tmp_path)
+    for architecture, precision in (("sm_90", "fp16"), (WGMMA, "fp32")):
+        with pytest.raises(CompileError, match="wgmma multiplies tf32 and fp16 on sm_90a"):
+            build("wide", architecture=architecture, precision=precision, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,6 +152,7 @@ def test_the_host_compiler_lays_structs_out_as_numpy_does():
 
 def test_every_kernel_is_known_with_its_block():
     texts = compiling.sources()
-    found = re.findall(r"^(?:KERNEL|DEFINE|DEFINE_PIXELS)\((\w+)", texts["solve.cu"] + texts["loop.cu"], re.MULTILINE)
-    assert set(found) == set(BLOCKS)
+    for source, kernels in KERNELS.items():
+        found = re.findall(r"^(?:KERNEL|DEFINE|DEFINE_PIXELS)\((\w+)", texts[f"{source}.cu"], re.MULTILINE)
+        assert set(found) == set(kernels)
     assert set(TILES) < set(BLOCKS)

@@ -1,5 +1,7 @@
 """The measurements of a GPU, tried out on a simulated one: that they run, count and judge; no time means anything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ pytest.importorskip("torchdiffeq", reason="needs torchdiffeq")
 
 import engine.sampler
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import checklist, machine, peers, suites
+from benchmarks.gpu import layers, machine, peers, probes, suites
 from benchmarks.gpu.table import tables
 from benchmarks.worlds import world
 from engine.bench.contest import Bench, Peers
@@ -16,11 +18,13 @@ from engine.bench.drawing import golden_ws
 from engine.bench.problem import Judge, Problem, ordinary
 from engine.bench.records import Log, read
 from engine.cuda.driver import Device
+from engine.cuda.evaluation import Kernels
 from engine.runtimes import open_runtime
-from kernels.compile import CompileError, nvrtc_version
+from kernels.compile import BLOCKS, CompileError, nvrtc_version
 from tests import host_kernels
 from tests.fake_cuda import FakeCuda
-from tests.fake_kernels import open_fake
+from tests.fake_kernels import build, fake_cuda, open_fake
+from tests.fake_launches import GPCS, PROCESSORS
 from tests.fake_memory import viewed
 from tests.worlds import random_world
 
@@ -64,6 +68,31 @@ def test_a_solve_is_one_launch_and_judged(bench):
     assert row.endswith("| passed |")
 
 
+@needs_compiler
+@pytest.mark.parametrize(("capability", "widest"), [((9, 0), "dense_64x64 fp16"), ((8, 0), "dense_64x32 fp16")])
+def test_a_layer_is_timed_by_every_kernel_that_the_device_has(bench, monkeypatch, capability, widest):
+    def open_kernels(precision):
+        fake = fake_cuda(precision)
+        fake.capability = capability
+        opened.append(fake)
+        device = Device(api=fake)
+        return device, Kernels(device, precision, build, BLOCKS)
+
+    opened = []
+    monkeypatch.setattr(layers, "open_kernels", open_kernels)
+    monkeypatch.setattr(layers, "PRECISIONS", ("fp16",))
+    monkeypatch.setattr(layers, "SIDE", 64)
+    bench = replace(bench, only="")
+    layers.layers(bench, (5,))
+    lines = read(bench.log.path)
+    assert {line["check"] for line in lines} == {"passed"}
+    assert {line["median"] for line in lines} == {1}
+    assert [line["contestant"] for line in lines][-1] == widest
+    assert len(lines) == 3 + ("64x64" in widest)
+    assert "dense_16x8 fp16" in tables(bench.log.path)
+    opened[0].check_nothing_is_left()
+
+
 def test_peers_solve_the_same_problem(bench, monkeypatch):
     monkeypatch.setattr(peers, "DEVICE", "cpu")
     monkeypatch.setattr(peers, "check_torch", lambda: None)
@@ -91,33 +120,107 @@ def test_what_bounds_an_evaluation():
     device.close()
 
 
-def test_the_checklist_measures_nodes_and_rounds(monkeypatch):
-    """On the simulated device a kernel takes a millisecond."""
-    monkeypatch.setattr(checklist, "ROUNDS", 5)
-    fake = FakeCuda()
+@pytest.fixture
+def probed(monkeypatch):
+    """Opens the probes on a simulated device, where a kernel takes a millisecond."""
+    monkeypatch.setattr(probes, "ROUNDS", 5)
+    opened = []
 
+    def open_probes(capability=(9, 0), **kernels):
+        fake = FakeCuda(kernels)
+        fake.capability = capability
+        opened.append((Device(api=fake), fake))
+        return probes.Probes(opened[-1][0], b"probes", b"loop"), fake
+
+    yield open_probes
+    for device, fake in opened:
+        device.close()
+        fake.check_nothing_is_left()
+
+
+def values(part, found):
+    return [value for _, value, _ in part(found.device, found)]
+
+
+def test_the_checklist_measures_nodes_and_rounds(probed):
     def again(launch, count, limit, handle):
         rounds = viewed(count, 4).view(np.int32)
         rounds += 1
         fake.set_condition(handle, int(rounds[0] < limit))
 
-    fake.kernels = {"nothing": lambda *_: None, "again": again, "stream": lambda *_: None}
-    device = Device(api=fake)
-    probes = checklist.Probes(device, b"cubin")
-    assert {value for _, value, _ in checklist.launches(device, probes)} == {1000}
-    assert [value for _, value, _ in checklist.loops(device, probes)] == [1000, 25_000]
-    rates = [value for _, value, _ in checklist.streams(device, probes)]
-    assert rates[0] == pytest.approx(checklist.BUFFERS[0] * 100 / 1e-3 / 1e12, rel=1e-2)
-    device.close()
-    fake.check_nothing_is_left()
+    found, fake = probed(nothing=lambda *_: None, again=again, stream=lambda *_: None)
+    assert set(values(probes.launches, found)) == {1000}
+    assert values(probes.loops, found) == [1000, 25_000]
+    rates = values(probes.streams, found)
+    assert rates[0] == pytest.approx(probes.BUFFERS[0] * 100 / 1e-3 / 1e12, rel=1e-2)
 
 
-def test_the_probes_compile_without_a_gpu():
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0)])
+def test_the_checklist_measures_barriers(probed, capability):
+    """The launches ask for what their kernels need: all blocks at once, or clusters."""
+    seen = {}
+    names = ("grid_barrier", "grid_sync", "cluster_barrier", "cluster_gather")
+    kernels = {name: lambda launch, *_, name=name: seen.setdefault(name, set()).add(launch) for name in names}
+    found, _ = probed(capability, **kernels)
+    times = values(probes.barriers, found)
+    assert set(times) == {200}
+    assert {(launch.grid[0], launch.cooperative) for launch in seen["grid_sync"]} == {(132, True)}
+    assert seen["grid_barrier"] == seen["grid_sync"]
+    if capability == (8, 0):
+        assert set(seen) == {"grid_barrier", "grid_sync"}
+    else:
+        assert {launch.cluster for launch in seen["cluster_gather"]} == {8, 16}
+
+
+def test_the_checklist_finds_which_processors_lie_together(probed):
+    """A cluster is placed anywhere in a graphics cluster, whose processors' numbers are spread."""
+    random = np.random.default_rng(0)
+    order = random.permutation(PROCESSORS)
+    gpcs = np.split(order, np.cumsum(GPCS)[:-1])
+
+    def whereabouts(launch, processor, nanoseconds):
+        places = [random.permutation(gpc)[: len(gpc) // launch.cluster * launch.cluster] for gpc in gpcs]
+        assert launch.grid[0] == sum(map(len, places))
+        viewed(processor, 4 * launch.grid[0]).view(np.uint32)[:] = np.concatenate(places)
+
+    found, _ = probed(large=lambda *_: None, whereabouts=whereabouts)
+    facts = {name: value for name, value, _ in probes.clusters(found.device, found)}
+    assert (facts["clusters of 8"], facts["clusters of 16"]) == (16, 8)
+    assert facts["processors of each GPC"] == list(GPCS)
+    assert sorted(facts[f"processors of GPC {i}"] for i in range(8)) == sorted(sorted(g.tolist()) for g in gpcs)
+
+
+def test_a_gpu_without_clusters_says_so(probed):
+    assert values(probes.clusters, probed((8, 0))[0]) == ["none"]
+
+
+def test_links_are_joined_into_groups():
+    assert probes.together([[1, 2], [3, 4], [5], [2, 3], [6, 5]]) == [[1, 2, 3, 4], [5, 6]]
+    assert probes.together([]) == []
+
+
+def test_the_checklist_measures_a_matrix_product(probed):
+    seen = []
+
+    def gemv(launch, weight, rows, output, k, rounds):
+        viewed(weight, 2 * 16 * launch.grid[0] * k)
+        seen.append((launch.grid[0], launch.block, k))
+
+    found, _ = probed(gemv=gemv)
+    one, weights, flops, *_ = values(probes.products, found)
+    assert one == 200
+    assert weights == pytest.approx(2 * 512 * 512 / 200e-6 / 1e12, abs=1e-3)
+    assert flops == pytest.approx(8 * weights, abs=1e-2)
+    assert set(seen) == {(32, 256, 512), (132, 256, 512)}
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
+def test_the_probes_compile_without_a_gpu(architecture):
     try:
         nvrtc_version()
     except CompileError as error:
         pytest.skip(str(error))
-    assert checklist.compile_probes("sm_90").startswith(b"\x7fELF")
+    assert all(cubin.startswith(b"\x7fELF") for cubin in probes.compile_probes(architecture))
 
 
 def test_without_a_gpu_the_program_says_so(tmp_path, capsys, monkeypatch):

@@ -10,17 +10,19 @@ from hypothesis import strategies as st
 from engine.errors import BackendError
 from engine.requests import to_pixels
 from kernels import field
-from kernels.compile import BLOCKS, TILES, build
+from kernels.compile import BLOCKS, SOURCE_OF, TILES, WGMMA, build, has_wgmma
 from kernels.layout import DTYPES, PRECISIONS, to_operand
 from tests.host_kernels import KNOWN, HostSolve, struct
 from tests.test_cuda_solvers import compare_tapes
 from tests.test_tape import SEEDS, TREES
 
 pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+from benchmarks.gpu.probes import compile_probes
 from engine.cuda.driver import Device, Launch
 
 pytestmark = pytest.mark.gpu
-TILE_CASES = [(tile, precision) for tile in TILES for precision in PRECISIONS]
+TILE_CASES = [(tile, precision) for tile in TILES for precision in PRECISIONS
+              if precision != "fp32" or SOURCE_OF[tile] != "wide"]  # fmt: skip
 
 
 class Gpu:
@@ -31,18 +33,26 @@ class Gpu:
         self.modules = {}
 
     def kernel(self, name, precision):
-        if precision not in self.modules:
-            architecture = "sm_{}{}".format(*self.device.capability)
-            self.modules[precision] = self.device.load(build(architecture=architecture, precision=precision).cubin)
-        return self.modules[precision](name)
+        source = SOURCE_OF[name]
+        if (source, precision) not in self.modules:
+            architecture = WGMMA if source == "wide" else "sm_{}{}".format(*self.device.capability)
+            if source == "wide" and not has_wgmma(self.device.capability, precision):
+                pytest.skip("this GPU has no wgmma")
+            cubin = build(source, architecture=architecture, precision=precision).cubin
+            self.modules[source, precision] = self.device.load(cubin)
+        return self.modules[source, precision](name)
 
-    def run(self, name, grid, *arguments, precision="fp32"):
-        """Arguments are arrays or numbers. Records take along the arrays that they point at."""
+    def run(self, name, grid, *arguments, precision="fp32", kernel=None):
+        """Arguments are arrays or numbers. Records take along the arrays that they point at.
+
+        kernel   of 256 threads, that is not one of ours
+        """
         copies = {}
         addresses = [self.copy(a, copies) if isinstance(a, np.ndarray) else a for a in arguments]
         packed = [ctypes.c_void_p(a) if isinstance(b, np.ndarray) else ctypes.c_int(a)
                   for a, b in zip(addresses, arguments, strict=True)]  # fmt: skip
-        self.device.launch(Launch(name, self.kernel(name, precision), grid, BLOCKS[name], packed))
+        found = kernel or self.kernel(name, precision)
+        self.device.launch(Launch(name, found, grid, BLOCKS.get(name, 256), packed))
         for array, block in copies.values():
             if array.dtype.names is None:
                 self.device.download(array, block.address)
@@ -108,6 +118,29 @@ def test_dense_layers(gpu, tile, precision, rows, n, k):
     close(arrays["out"], hidden, 1e-5 if precision == "fp32" else 1e-3)
     close(arrays["seeded"].reshape(rows, 2, n), arrays["seeds"] * field.slope(hidden)[:, None], 1e-3)
     close(arrays["slopes"].reshape(rows, 3, 64), slopes, 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+@pytest.mark.parametrize(("rows", "n", "k"), [(300, 512, 512), (1025, 544, 96)])
+def test_wgmma_gives_what_mma_gives(gpu, precision, rows, n, k):
+    results = {}
+    for tile in ("dense_64x32", "dense_64x64"):
+        level, arrays = dense_level(np.random.default_rng(k), precision, rows, n, k)
+        grid = -(-n // TILES[tile][1]) + 2, -(-3 * rows // TILES[tile][0])
+        gpu.run(tile, grid, level, precision=precision)
+        results[tile] = arrays
+    for name in ("exact", "out", "seeded", "slopes"):
+        close(results["dense_64x64"][name], results["dense_64x32"][name].astype(float), 1e-5 if name != "out" else 1e-3)
+
+
+def test_the_probe_of_a_matrix_product(gpu):
+    """What benchmarks/gpu/checklist.py times is the product that it says."""
+    random = np.random.default_rng(2)
+    weight, rows = random.normal(size=(64, 96)).astype(np.float16), random.normal(size=(8, 96)).astype(np.float16)
+    found = np.zeros((8, 64), np.float32)
+    cubin, _ = compile_probes("sm_{}{}".format(*gpu.device.capability))
+    gpu.run("gemv", (4,), weight, rows, found, 96, 2, kernel=gpu.device.load(cubin)("gemv"))
+    close(found, rows.astype(float) @ weight.astype(float).T, 1e-5)
 
 
 def close(found, twin, tolerance):

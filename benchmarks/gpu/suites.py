@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
-from benchmarks.gpu import machine, peers
+from benchmarks.gpu import layers, machine, peers
 from engine.bench.contest import Answer, Bench, Openers, Run
 from engine.bench.drawing import PSNR, examine_picture, golden_ws, of_pictures
 from engine.bench.problem import GUIDANCE, Problem, ordinary
@@ -214,6 +214,7 @@ def open_picture(problem: Problem, name: str) -> Run:
 
 # name: what it measures, with which numbers of rows
 SUITES: dict[str, tuple[Callable[[Bench, tuple[int, ...]], None], tuple[int, ...]]] = {
+    "layers": (layers.layers, layers.ROWS),
     "evaluation": (evaluation, ROWS),
     "solve": (solve, ROWS),
     "decode": (decode, PICTURES),

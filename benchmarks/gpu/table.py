@@ -4,10 +4,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.bench.report import groups, latest, markdown, time
+from engine.bench.report import groups, latest, markdown
 from engine.cli.console import OK, guarded
 
-HEAD = ("contestant", "attributes", "rows", "ms", "launches", "rounds", "GB/s", "times the floor", "SM MHz", "check")
+HEAD = ("contestant", "attributes", "rows", "ms", "launches", "rounds", "GB/s", "TFLOP/s", "times the floor", "SM MHz",
+        "check")  # fmt: skip
 
 
 def tables(path: Path) -> str:
@@ -25,10 +26,12 @@ def told(versions: Mapping[str, str]) -> str:
 
 def cells(line: Mapping) -> Sequence[str]:
     found = line.get("details", {})
-    numbers = (found.get(key) for key in ("launches", "rounds", "gigabytes_per_second", "times_floor", "clocks.sm"))
+    keys = ("launches", "rounds", "gigabytes_per_second", "teraflops", "times_floor", "clocks.sm")
+    numbers = (found.get(key) for key in keys)
     size = (line.get("attributes", line.get("resolution", "")), line.get("rows", ""))
     shown = ("" if number is None else f"{number:.4g}" for number in numbers)
-    return [line["contestant"], *map(str, size), time(line), *shown, line.get("check", line.get("unavailable", ""))]
+    took = "" if line.get("median") is None else f"{line['median']:.4g}"
+    return [line["contestant"], *map(str, size), took, *shown, line.get("check", line.get("unavailable", ""))]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,12 +17,13 @@ from engine.cuda.memory import Region
 from engine.cuda.network import Network, Stack
 from engine.cuda.tables import Shape, Tables
 from engine.errors import BackendError
+from kernels.compile import SOURCE_OF, TILES, WGMMA, has_wgmma
 from kernels.layout import padded
 
 log = logging.getLogger(__name__)
 REAL, INT, DOUBLE = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float64)
-# Rows that share weights, up to which a tile (rows, columns) of the dense kernel is used.
-TILES = ((16, (16, 8)), (64, (32, 16)), (2**31, (64, 32)))
+# Rows that share weights, up to which a dense kernel is used; where there is wgmma, more take its kernel.
+DENSE = ((16, "dense_16x8"), (64, "dense_32x16"), (256, "dense_64x32"))
 
 
 class Kernels:
@@ -35,19 +36,28 @@ class Kernels:
         major, minor = device.capability
         self.blocks, self.overlaps = blocks, major >= 9
 
-        def load(source: str) -> Callable[[str], Any]:
-            built = build(source, architecture=f"sm_{major}{minor}", precision=precision)
-            return device.load(built.cubin)
+        def load(source: str, architecture: str = f"sm_{major}{minor}") -> None:
+            built = build(source, architecture=architecture, precision=precision)
+            self.modules[source] = device.load(built.cubin)
 
-        self.modules = {"solve": load("solve")}
+        self.modules: dict[str, Callable[[str], Any]] = {}
+        load("network")
+        load("solve")
         try:
-            self.modules["loop"] = load("loop")
+            load("loop")
         except BackendError as error:  # its symbol is the driver's
             log.warning("this driver does not load the loop over rounds (%s): it runs on the host", error)
         self.has_loop = "loop" in self.modules
+        if has_wgmma(device.capability, precision):
+            load("wide", WGMMA)
+        self.widest = "dense_64x64" if "wide" in self.modules else "dense_64x32"
 
     def find(self, name: str) -> Any:
-        return self.modules["loop" if name == "turnover_while" else "solve"](name)
+        return self.modules[SOURCE_OF[name]](name)
+
+    def dense(self, rows: int) -> str:
+        """The dense kernel for so many rows that share weights."""
+        return next((name for most, name in DENSE if rows <= most), self.widest)
 
     def launch(self, name: str, grid: tuple[int, ...], address: int) -> Launch:
         """All kernels of a solve take one address, of a Solve or of a Level."""
@@ -95,11 +105,11 @@ class Evaluation:
     def forward(self, solve: int) -> list[Launch]:
         """Up to the logits and what the tapes say of them."""
         c = self.shape.capacity
-        hidden = [self.head_tiles(self.network.widest(i)) for i in range(self.depth)]
+        heads, hidden = self.shape.heads, [self.network.widest(i) for i in range(self.depth)]
         return [
             self.kernels.launch("normalise", (c,), solve),
             *(self.dense(i, layer.out, c) for i, layer in enumerate(self.mapping)),
-            *(self.dense(len(self.mapping) + i, width, c) for i, width in enumerate(hidden)),
+            *(self.dense(len(self.mapping) + i, width, c, heads) for i, width in enumerate(hidden)),
             self.kernels.launch("tape", (c,), solve),
         ]
 
@@ -107,7 +117,7 @@ class Evaluation:
         """The rows of the Jacobian of the heads."""
         first, rows = len(self.mapping) + self.depth, self.shape.capacity * self.shape.each
         widest = [max((self.into(s, i) for s in self.network.heads.values()), default=0) for i in range(self.depth)]
-        return [self.dense(first + i, self.head_tiles(width), rows) for i, width in enumerate(widest)]
+        return [self.dense(first + i, width, rows, self.shape.heads) for i, width in enumerate(widest)]
 
     def backward(self, solve: int) -> list[Launch]:
         """From the heads' inputs to the state."""
@@ -117,14 +127,12 @@ class Evaluation:
         cotangents = [] if self.shape.in_w else [self.kernels.launch("cotangents", grid, solve)]
         return [*cotangents, *back, self.kernels.launch("pullback", grid, solve)]
 
-    def head_tiles(self, width: int) -> int:
-        """Columns of a level in which every head that may be read has ``width``."""
-        return self.shape.heads * width
-
-    def dense(self, level: int, columns: int, rows: int) -> Launch:
-        tile = next(tile for most, tile in TILES if rows <= most)
-        grid = -(-columns // tile[1]), -(-rows // tile[0])
-        return self.kernels.launch(f"dense_{tile[0]}x{tile[1]}", grid, self.tables.level(level))
+    def dense(self, level: int, columns: int, rows: int, layers: int = 1) -> Launch:
+        """A level of at most so many ``layers``, each with at most so many columns."""
+        name = self.kernels.dense(rows)
+        tile = TILES[name]
+        grid = layers * -(-columns // tile[1]), -(-rows // tile[0])
+        return self.kernels.launch(name, grid, self.tables.level(level))
 
     def into(self, stack: Stack, level: int) -> int:
         """Width that a head's backward level gives; the first level belongs to its last hidden layer."""
