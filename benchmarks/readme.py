@@ -116,6 +116,21 @@ def speed(path: Path) -> str:
     return f"### Speed beside others, on the same weights\n\n{short_form(path)}\n\n{MORE}"
 
 
+def soak(body: dict) -> str:
+    counts, memory = body["counts"], body["memory"]
+    ends = ", ".join(f"{counts[end]:,} {end}" for end in ("finished", "late", "cancelled"))
+    checks = "\n".join(f"- {name}: {'yes' if passed else '**no**'}" for name, passed in body["checks"].items())
+    return f"""### A production process, for {body["seconds"] / 60:.0f} minutes
+
+{body["threads"]} threads submit random requests to one sampler, valid and invalid ones, with deadlines and
+cancellations. {counts["submitted"]:,} were accepted, {counts["ended"]:,} ended ({ends}), and
+{counts["refused"]:,} were refused. {body["solved_again"]} results were solved again, alone. Memory: from
+{memory["warm_mib"]:.0f} to {memory["end_mib"]:.0f} MiB. Command: `python -m benchmarks.soak`; commit
+{short(body["commit"])}.
+
+{checks}"""
+
+
 def section(results: Path) -> str:
     """The text between the markers."""
     parts = []
@@ -125,8 +140,10 @@ def section(results: Path) -> str:
             parts.append((2, config_f(body)))
         elif "summary" in body and "judge" in body:
             parts.append((1, evaluation(body)))
+        elif body.get("benchmark") == "soak":
+            parts.append((4, soak(body)))
         else:
-            raise ReadmeError(f"{path} is neither of benchmarks/config_f.py nor of lace-eval")
+            raise ReadmeError(f"{path} is of none of benchmarks/config_f.py, benchmarks/soak.py and lace-eval")
     parts += [(3, speed(path)) for path in sorted(results.glob("*.jsonl"))]
     return "\n\n".join(text for _, text in sorted(parts)) or NOTHING
 

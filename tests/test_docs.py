@@ -129,6 +129,10 @@ def test_numbers_are_written_between_the_markers(tmp_path):
     body = {"summary": [line], "judge": {}, "goal": {"class": 0.95, "value_error": 0.1, "tolerance": 0.1}, "count": 256,
             "bundle": "0" * 64, "commit": None, "seconds": 9.0, "machine": {"cores": 2}}  # fmt: skip
     (tmp_path / "eval.json").write_text(json.dumps(body))
+    counts = dict.fromkeys(("submitted", "refused", "ended", "finished", "late", "cancelled"), 7)
+    soak = {"benchmark": "soak", "seconds": 1200.0, "threads": 8, "counts": counts, "solved_again": 500, "commit": None,
+            "memory": {"warm_mib": 134.0, "end_mib": 141.0}, "checks": {"memory is flat": False}}  # fmt: skip
+    (tmp_path / "soak.json").write_text(json.dumps(soak))
     arguments = ["--readme", str(page), "--results", str(tmp_path)]
     assert readme.main([*arguments, "--check"]) == 1
     assert readme.main(arguments) == 0
@@ -137,4 +141,5 @@ def test_numbers_are_written_between_the_markers(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "96.0 %" in text
+    assert "- memory is flat: **no**" in text
     assert "OUTDATED" not in text
