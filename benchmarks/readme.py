@@ -1,7 +1,7 @@
 """Write the numbers of the README from benchmarks/results:  python benchmarks/readme.py [--check]
 
-The files come from benchmarks/config_f.py, from lace-eval (its report.json, under any name) and, as JSON lines, from
-benchmarks/run.py. No number in that section is typed by hand.
+The files come from benchmarks/config_f.py, benchmarks/soak.py, from lace-eval (its report.json, under any name) and, as
+JSON lines, from benchmarks/run.py. No number in that section is typed by hand.
 """
 
 import argparse
