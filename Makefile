@@ -56,6 +56,9 @@ demo-bundle: setup
 	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --samples 60_000 --noise 1 \
 	    --labeller runs/labeller-11.safetensors runs/labeller-13.safetensors --epochs 12 --batch 256 --rate 3e-4 \
 	    --out runs/heads
+	$(BIN)/lace-train heads --gan runs/gan/generator.safetensors --samples 60_000 --attributes age yaw pitch light width \
+	    --labeller runs/labeller-11.safetensors runs/labeller-13.safetensors --epochs 20 --batch 256 --rate 3e-4 \
+	    --start runs/heads/*.safetensors --steered 24_576 --cache runs/heads/pairs --out runs/heads
 	$(BIN)/lace-export --gan runs/gan/generator.safetensors --heads runs/heads/*.safetensors --name faces \
 	    --guidance 2 --out runs/demo.lace --overwrite
 
