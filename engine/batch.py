@@ -61,7 +61,7 @@ class Batch:
     z, gradient   (capacity, width)        state and grad log p at it
     jacobian      (capacity, R, width)     du/dz, zeros beyond a tape's columns   } kept only by
     curvature     (capacity, R, R)         of -log p in u, likewise               } linearising solvers
-    columns, padded   (capacity,)          of the tape, and their padded number
+    padded        (capacity,)              number of the tape's columns, padded
     origin        (capacity, width)        where the row began
     w, logits     (capacity, w_dim), (capacity, L)   at z, where ``is_measured``
     clock, step   (capacity,) float64      position on the solver's clock, next step
@@ -80,7 +80,7 @@ class Batch:
         self.anchor_w = np.zeros((capacity, w_dim), dtype)
         self.jacobian = np.zeros((capacity, 0, width), dtype)
         self.curvature = np.zeros((capacity, 0, 0))
-        self.columns, self.padded = np.zeros((2, capacity), np.int64)
+        self.padded = np.zeros(capacity, np.int64)
         self.w = np.zeros((capacity, w_dim), dtype)
         self.logits = np.zeros((capacity, 0), dtype)
         self.is_measured = np.zeros(capacity, bool)
@@ -100,9 +100,8 @@ class Batch:
         self.psi[row], self.label[row] = start.psi, start.label
         self.anchor_z[row], self.anchor_w[row] = start.anchor_z, start.anchor_w
         self.tapes[row], self.seeds[row] = start.tape, start.seed
-        columns = len(start.tape.columns)
-        self.columns[row], self.near[row] = columns, start.tape.near
-        self.padded[row] = -(-columns // WIDTH_STEP) * WIDTH_STEP
+        self.near[row] = start.tape.near
+        self.padded[row] = -(-len(start.tape.columns) // WIDTH_STEP) * WIDTH_STEP
         self.widen(int(self.padded[row]))
         self.jacobian[row], self.curvature[row] = 0.0, 0.0
         self.clock[row], self.step[row], self.error[row], self.reach[row] = 0.0, 0.0, 1.0, np.inf

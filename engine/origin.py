@@ -1,9 +1,17 @@
 """Where a measurement comes from: pieces of what records and reports say of packages, processor and code."""
 
+import platform
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from engine import __version__
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of this engine, of Python, and of those of the packages that are installed."""
+    return {"lace-engine": __version__, "python": platform.python_version(), **installed(packages)}
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

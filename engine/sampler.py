@@ -1,7 +1,7 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Batch, Start, Status
-from engine.bundle import Attribute, Bundle
+from engine.bundle import Bundle
 from engine.condition import Condition
 from engine.drive import Lane, Ticket, drive
 from engine.editing import Anchor, conjunction, holding, kept_terms
@@ -93,7 +93,7 @@ class Sampler:
         self.flows: dict[bool, list[Flow]] = {False: [], True: []}
         self.tapes: dict[tuple[Condition | None, bool], Tape] = {}
         self.service = Service(self, queue_size=queue_size)
-        self.tape(None, self.bundle.attributes)  # refuse a bad logic at once
+        self.lowered(None)  # refuse a bad logic at once
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
                strict: bool = False) -> list[Sample]:  # fmt: skip
@@ -302,10 +302,8 @@ class Sampler:
             attributes = {name: a for name, a in attributes.items() if name not in on_z}
         if len(self.tapes) >= TAPES:
             self.tapes.clear()
-        return self.tapes.setdefault((condition, in_w), self.tape(condition, attributes))
-
-    def tape(self, condition: Condition | None, attributes: Mapping[str, Attribute]) -> Tape:
-        return lower(condition, attributes, logic=self.logic, temperature=self.temperature, guidance=self.guidance)
+        tape = lower(condition, attributes, logic=self.logic, temperature=self.temperature, guidance=self.guidance)
+        return self.tapes.setdefault((condition, in_w), tape)
 
     @contextmanager
     def flow(self, in_w: bool) -> Iterator[Flow]:

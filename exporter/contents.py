@@ -46,7 +46,7 @@ def check_heads(stacks: list, facts: GeneratorFacts, known: set[str] = frozenset
             seen.add(attribute.name)
 
 
-def generator_facts(parts, name: str, truncation: float | None = None, guidance: float | None = None) -> GeneratorFacts:
+def generator_facts(parts, name: str, truncation: float | None, guidance: float | None) -> GeneratorFacts:
     mapping, synthesis = parts.mapping, parts.synthesis
     return GeneratorFacts(
         name=name,

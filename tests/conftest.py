@@ -19,3 +19,18 @@ def torch_settings():
     if "torch" in sys.modules:
         torch.set_num_threads(1)
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def field_calls(monkeypatch):
+    """The number of rows in each call of ``Flow.evaluate`` so far."""
+    from engine.flow import Flow
+
+    calls, evaluate = [], Flow.evaluate
+
+    def counted(flow, batch, rows, z, *, linear):
+        calls.append(len(rows))
+        return evaluate(flow, batch, rows, z, linear=linear)
+
+    monkeypatch.setattr(Flow, "evaluate", counted)
+    return calls

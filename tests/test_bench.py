@@ -22,7 +22,6 @@ from engine.bench.streaming import STREAM_ERROR, ToTheLast, mixed
 from engine.bench.timing import race
 from engine.cli.bench import main
 from engine.errors import LaceError
-from engine.flow import Flow
 
 # One linear head a target on a mapping of one layer: so few kinks that methods agree to their tolerance.
 TARGETS = (Target("smile", 1), Target("age", 0.6))
@@ -269,21 +268,14 @@ def test_a_stream_is_compared_with_both_kinds_of_static_batches():
     assert [goal.met for goal in find_goals(lines) if goal.text.startswith("mixed stream")] == [False]
 
 
-def test_a_batch_to_its_last_row_evaluates_all_rows_and_gives_the_same(bundle, monkeypatch):
-    calls, evaluate = [], Flow.evaluate
-
-    def counted(flow, batch, rows, z, *, linear):
-        calls.append(len(rows))
-        return evaluate(flow, batch, rows, z, linear=linear)
-
-    monkeypatch.setattr(Flow, "evaluate", counted)
+def test_a_batch_to_its_last_row_evaluates_all_rows_and_gives_the_same(bundle, field_calls):
     requests = mixed(bundle, 6)
     plain = Sampler(bundle, runtime="numpy")
     expected = plain.solve(requests)
-    assert len(set(calls)) > 1
-    calls.clear()
+    assert len(set(field_calls)) > 1
+    field_calls.clear()
     samples = Sampler(bundle, runtime="numpy", solver=ToTheLast(plain.solver)).solve(requests)
-    assert calls == [6] * max(sample.evaluations for sample in expected)
+    assert field_calls == [6] * max(sample.evaluations for sample in expected)
     assert max(np.abs(a.w - b.w).max() for a, b in zip(samples, expected, strict=True)) <= STREAM_ERROR
 
 

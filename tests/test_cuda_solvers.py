@@ -117,7 +117,7 @@ class Rig:
         rows = lambda *shape: np.full((capacity, *shape), np.nan, real)  # noqa: E731
         s.put(
             start=self.batch.z.astype(real), near=self.batch.near, anchor=self.batch.anchor_z.astype(real),
-            anchor_w=self.batch.anchor_w.astype(real), column_count=self.batch.columns.astype(np.int32),
+            anchor_w=self.batch.anchor_w.astype(real), column_count=np.int32([len(t.tape.columns) for t in tickets]),
             result_z=np.full((n, g.z_dim), np.nan, real), result_w=np.full((n, g.w_dim), np.nan, real),
             result_logp=np.full(n, np.nan), result_status=np.full(n, -1, np.int32),
             result_counters=np.zeros((n, 4), np.int32), tableau=tableau(self.solver),
@@ -152,7 +152,7 @@ class Rig:
                 s.z[row] = s.trial[row] = s.start[ticket]
             z, near = s.trial[row : row + 1].astype(float), self.batch.near[ticket]
             point = self.flow.evaluate(self.batch, ticket, z, linear=True)
-            r = int(self.batch.columns[ticket[0]])
+            r = len(self.batch.tapes[ticket[0]].columns)
             gap_z, gap_w = z - self.batch.anchor_z[ticket], point.w - self.batch.anchor_w[ticket]
             s.trial_logp[row] = point.logp[0] + near[0] * ((gap_z**2).sum() + (gap_w**2).sum())
             s.trial_w[row, : point.w.shape[1]] = point.w[0]

@@ -35,7 +35,7 @@ class Gpu:
     def kernel(self, name, precision):
         source = SOURCE_OF[name]
         if (source, precision) not in self.modules:
-            architecture = WGMMA if source == "wide" else "sm_{}{}".format(*self.device.capability)
+            architecture = WGMMA if source == "wide" else self.device.architecture
             if source == "wide" and not has_wgmma(self.device.capability, precision):
                 pytest.skip("this GPU has no wgmma")
             cubin = build(source, architecture=architecture, precision=precision).cubin
@@ -138,7 +138,7 @@ def test_the_probe_of_a_matrix_product(gpu):
     random = np.random.default_rng(2)
     weight, rows = random.normal(size=(64, 96)).astype(np.float16), random.normal(size=(8, 96)).astype(np.float16)
     found = np.zeros((8, 64), np.float32)
-    cubin, _ = compile_probes("sm_{}{}".format(*gpu.device.capability))
+    cubin, _ = compile_probes(gpu.device.architecture)
     gpu.run("gemv", (4,), weight, rows, found, 96, 2, kernel=gpu.device.load(cubin)("gemv"))
     close(found, rows.astype(float) @ weight.astype(float).T, 1e-5)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu import machine, probes
-from benchmarks.gpu.probes import Fact, Probes, architecture
+from benchmarks.gpu.probes import Fact, Probes
 from engine.cli.console import CHECK_FAILED, EXIT_CODES, MISSING_PACKAGE, OK, complain, guarded, parse
 from engine.cuda.driver import Device, NoDevice
 from engine.errors import LaceError
@@ -37,7 +37,7 @@ def compiling(device: Device) -> Iterator[Fact]:
             continue
         if source not in BY_PRECISION and precision != PRECISIONS[0]:
             continue
-        target = WGMMA if source == "wide" else architecture(device)
+        target = WGMMA if source == "wide" else device.architecture
         built = build(source, architecture=target, precision=precision)
         device.load(built.cubin)
         worst = max((part.registers for part in built.resources.values()), default=0)
@@ -84,7 +84,7 @@ def parts(device: Device) -> Iterator[tuple[str, Callable[[], Iterator[Fact]]]]:
     yield "kernels", partial(compiling, device)
     yield "solves", partial(solves, device)
     yield "host loop", partial(host_loop, device)
-    loaded = Probes(device, *probes.compile_probes(architecture(device)))
+    loaded = Probes(device, *probes.compile_probes(device.architecture))
     for part in (probes.clusters, probes.launches, probes.loops, probes.barriers, probes.streams, probes.products):
         yield part.__name__, partial(part, device, loaded)
 

@@ -71,10 +71,6 @@ class Probes:
         return int(self.device.call("cuOccupancyMaxActiveClusters", self.find(name), config))
 
 
-def architecture(device: Device) -> str:
-    return "sm_{}{}".format(*device.capability)
-
-
 def has_clusters(device: Device) -> bool:
     return device.capability >= (9, 0)
 

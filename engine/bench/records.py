@@ -16,9 +16,9 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from engine import __version__
+from engine import origin
 from engine.errors import LaceError
-from engine.origin import git, installed, processor
+from engine.origin import git, processor
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "torchdiffeq", "torchode", "jax", "diffrax")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -119,7 +119,7 @@ def machine() -> dict:
 
 
 def versions() -> dict[str, str]:
-    return {"lace-engine": __version__, "python": platform.python_version(), **installed(PACKAGES)}
+    return origin.versions(PACKAGES)
 
 
 def commit() -> str:

@@ -81,6 +81,11 @@ class Device:
         return self.attribute("COMPUTE_CAPABILITY_MAJOR"), self.attribute("COMPUTE_CAPABILITY_MINOR")
 
     @property
+    def architecture(self) -> str:
+        """What its kernels are compiled for, "sm_90"."""
+        return "sm_{}{}".format(*self.capability)
+
+    @property
     def name(self) -> str:
         return self.call("cuDeviceGetName", 128, self.handle).split(b"\0")[0].decode()
 

@@ -33,10 +33,9 @@ class Kernels:
     """
 
     def __init__(self, device: Device, precision: str, build: Callable[..., Any], blocks: Mapping[str, int]):
-        major, minor = device.capability
-        self.blocks, self.overlaps = blocks, major >= 9
+        self.blocks, self.overlaps = blocks, device.capability >= (9, 0)
 
-        def load(source: str, architecture: str = f"sm_{major}{minor}") -> None:
+        def load(source: str, architecture: str = device.architecture) -> None:
             built = build(source, architecture=architecture, precision=precision)
             self.modules[source] = device.load(built.cubin)
 

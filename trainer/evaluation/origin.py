@@ -4,8 +4,8 @@ import os
 import platform
 from pathlib import Path
 
-from engine import __version__
-from engine.origin import git, installed, processor
+from engine import origin
+from engine.origin import git, processor
 
 
 def machine() -> dict:
@@ -15,8 +15,7 @@ def machine() -> dict:
 
 
 def versions() -> dict[str, str]:
-    packages = installed(("numpy", "torch", "onnxruntime"))
-    return {"lace-engine": __version__, "python": platform.python_version(), **packages}
+    return origin.versions(("numpy", "torch", "onnxruntime"))
 
 
 def commit() -> str | None:
