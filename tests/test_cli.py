@@ -93,8 +93,8 @@ def test_the_record_holds_every_sample(bundle, out):
     sample.main([str(bundle.path), "smile=c1 & age=0.75", "--count", "3", "--out", str(out)])
     body = json.loads((out / "samples.json").read_text())
     assert body["bundle"] == bundle.hash
-    assert (body["runtime"], body["device"], body["precision"]) == ("onnxruntime", "cpu", "fp32")
-    assert f"runtime=onnxruntime {body['version']}, device=cpu" in body["sampler"]
+    assert (body["runtime"], body["device"], body["precision"]) == ("native", "cpu", "fp32")
+    assert f"runtime=native {body['version']}, device=cpu" in body["sampler"]
     assert [entry["seed"] for entry in body["samples"]] == [0, 1, 2]
     entry = body["samples"][1]
     assert entry["file"] == "0001.png"
@@ -250,7 +250,8 @@ def test_rows_that_did_not_arrive_are_reported(bundle, out, capsys):
 def test_a_missing_bundle_is_bad_input_and_a_missing_package_is_not(bundle, out, capsys, monkeypatch):
     assert "no bundle at" in complaint(sample.main, ["nothing.lace", "--out", out], capsys)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "engine.runtimes.onnxruntime")
+    for module in ("native", "onnxruntime"):
+        monkeypatch.delitem(sys.modules, f"engine.runtimes.{module}", raising=False)
     assert sample.main([str(bundle.path), "--out", str(out)]) == MISSING_PACKAGE
     assert "pip install 'lace-engine[cpu]'" in capsys.readouterr().err
     assert listing(out.parent) == []

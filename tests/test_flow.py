@@ -24,7 +24,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samplers(world):
-    return {name: Sampler(world, runtime=name, threads=1) for name in ("numpy", "onnxruntime")}
+    return {name: Sampler(world, runtime=name, threads=1) for name in ("numpy", "native", "onnxruntime")}
 
 
 YES_NO = st.builds(attr, st.sampled_from(["smile", "glasses", "shape"]), st.sampled_from([None, "no", "yes"]))
@@ -187,10 +187,11 @@ def test_the_curvature_of_a_conjunction_is_its_hessian(world, samplers):
     assert point.curvature.shape[1:] == curvature.shape[1:]
 
 
-def test_onnxruntime_gives_the_same_gradients(samplers):
+@pytest.mark.parametrize("runtime", ["native", "onnxruntime"])
+def test_it_gives_the_gradients_of_the_definition(samplers, runtime):
     texts = ["smile", "age=0.7 & ~glasses", "colour=c2 | yaw>0.6", "shape & near(0.1)", "keep(*) & 2*smile=no"]
     requests = [Request(texts[i % 5], seed=i, label=i % LABELS, truncation=0.8) for i in range(60)]
-    ours, judge = (evaluated(samplers[name], requests, linear=True)[2] for name in ("onnxruntime", "numpy"))
+    ours, judge = (evaluated(samplers[name], requests, linear=True)[2] for name in (runtime, "numpy"))
     norm = np.linalg.norm(judge.gradient, axis=1)
     errors = np.linalg.norm(ours.gradient - judge.gradient, axis=1) / np.maximum(norm, 1e-6)
     # By quantiles: rounding may move a unit across its kink, and then that gradient differs by a slope.

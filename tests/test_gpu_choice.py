@@ -40,7 +40,7 @@ def test_auto_takes_the_first_that_is_installed_and_knows_the_gpu(bundle, monkey
     monkeypatch.setattr("engine.runtimes.import_module", lambda _: type("module", (), {"open_bundle": open_bundle}))
     assert open_runtime(bundle, device="cuda") == "cuda"
     assert tried == list(AUTO["cuda"][:3])
-    assert open_runtime(bundle) == "onnxruntime"
+    assert open_runtime(bundle) == "native"
     with pytest.raises(BackendError, match="there is no device 'tpu'; known are: cpu, cuda"):
         open_runtime(bundle, device="tpu")
 

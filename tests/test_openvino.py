@@ -13,6 +13,7 @@ from engine.runtimes import open_runtime
 from engine.sampler import find_bundle
 from engine.verify import check_bundle
 from exporter.export import export
+from kernels.cpu.library import NotBuilt
 from tests import tiny
 
 pytest.importorskip("openvino")
@@ -45,14 +46,10 @@ def test_it_answers_as_the_original_network_did(demo, capsys):
     assert "openvino" in capsys.readouterr().out
 
 
-def test_it_can_run_every_graph(tmp_path, monkeypatch):
-    """Also those that it leaves to ONNX Runtime because that is faster."""
+def test_it_takes_the_noise_of_a_request(tmp_path):
     bundle = export(tiny.parts(labels=3), tiny.heads(), out=tmp_path / "tiny.lace", noise="input")
-    monkeypatch.setitem(openvino.GRAPHS, "fp32", tuple(bundle.manifest.graphs))
     runtime = open_runtime(bundle, "openvino", threads=1)
-    monkeypatch.setattr(runtime, "others", None)
-    checks = check_bundle(bundle, runtime)
-    assert [check.name for check in checks if not check.passed] == []
+    assert [check.name for check in check_bundle(bundle, runtime) if not check.passed] == []
     assert sorted(runtime.noise_inputs()) == ["noise.1", "noise.2"]
     reference = open_runtime(bundle, "onnxruntime", threads=1)
     ws = np.random.default_rng(0).standard_normal((3, bundle.generator.num_ws, 16)).astype(np.float32)
@@ -60,6 +57,16 @@ def test_it_can_run_every_graph(tmp_path, monkeypatch):
     expected = reference.synthesize(ws, noises)
     assert runtime.synthesize(ws, noises) == pytest.approx(expected, abs=2e-5)
     assert np.abs(reference.synthesize(ws) - expected).max() > 1e-2  # the noises did reach the pictures
+
+
+def test_without_our_kernels_onnx_runtime_solves(demo, monkeypatch):
+    def missing():
+        raise NotBuilt("no compiler")
+
+    monkeypatch.setattr("kernels.cpu.library.chosen", missing)
+    assert open_runtime(demo, "openvino").solving.name == "onnxruntime"
+    with pytest.raises(BackendError, match="no compiler"):
+        open_runtime(demo, "openvino", precision="bf16-jacobian")
 
 
 def test_bf16_keeps_to_its_floors(demo, bf16):
@@ -79,7 +86,7 @@ def test_bf16_ends_at_the_same_energies(demo, bf16):
 def test_bf16_pictures_leave_the_latents_alone(demo):
     sampler = open_bf16(demo, "bf16")
     assert all(check.passed for check in check_bundle(demo, sampler.runtime))
-    reference = Sampler(demo, runtime="onnxruntime", threads=1, capacity=16)
+    reference = Sampler(demo, runtime="native", threads=1, capacity=16)
     pairs = zip(sampler.sample(CONDITION, range(4)), reference.sample(CONDITION, range(4)), strict=True)
     for half, full in pairs:
         assert np.array_equal(half.w, full.w)
@@ -110,12 +117,11 @@ def test_a_precision_that_a_runtime_lacks_is_refused(demo, runtime, has):
         Sampler(demo, runtime=runtime, precision="int4")
 
 
-def test_repr_names_both_packages(bf16):
-    import onnxruntime
+def test_repr_names_what_decodes_and_what_solves(bf16):
     import openvino as package
 
     number = package.__version__.partition("-")[0]
-    assert f"runtime=openvino {number} with onnxruntime {onnxruntime.__version__}" in repr(bf16)
+    assert f"runtime=openvino {number} with native {bf16.runtime.solving.version}" in repr(bf16)
     assert "precision=bf16, slopes=bf16" in repr(bf16)
 
 
@@ -125,10 +131,10 @@ import sys
 from engine import Sampler
 sampler = Sampler("demo", runtime="openvino", threads=1)
 sampler.solve("smile", 1)
-assert sampler.runtime.models == {}, sampler.runtime.models
-assert list(sampler.runtime.others.sessions) == ["linearise"]
+assert sampler.runtime.model is None
+assert sampler.runtime.solving.pictures.sessions == {}
 sampler.sample(None, 1)
-assert list(sampler.runtime.models) == ["synthesis"]
+assert sampler.runtime.model is not None
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

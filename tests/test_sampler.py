@@ -28,10 +28,10 @@ def conditional(tmp_path_factory):
     return random_world(tmp_path_factory.mktemp("conditional") / "b", dim=16, layers=2, labels=3)
 
 
-@pytest.fixture(scope="module")
-def sampler(world):
+@pytest.fixture(scope="module", params=["native", "onnxruntime"])
+def sampler(world, request):
     """Shared: a sampler keeps no state between calls but its open sessions."""
-    return Sampler(world, runtime="onnxruntime", capacity=8, threads=1)
+    return Sampler(world, runtime=request.param, capacity=8, threads=1)
 
 
 MIXED = [
@@ -90,24 +90,25 @@ def test_a_failed_row_does_not_stop_or_change_its_neighbours(sampler, together):
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 64])
-def test_another_capacity_gives_the_same_rows(world, together, capacity):
-    # The promise is closeness; onnxruntime's CPU kernels sum in the same order for any number of rows.
-    assert_same_bits(Sampler(world, runtime="onnxruntime", capacity=capacity, threads=1).solve(MIXED), together)
+def test_another_capacity_gives_the_same_rows(world, sampler, together, capacity):
+    # The promise is closeness; these runtimes sum in the same order for any number of rows.
+    assert_same_bits(Sampler(world, runtime=sampler.runtime.name, capacity=capacity, threads=1).solve(MIXED), together)
 
 
 @pytest.mark.parametrize("solver", ["dopri5", "heun", "langevin", "predictor-corrector"])
-def test_rows_are_independent_with_every_kind_of_solver(world, solver):
+def test_rows_are_independent_with_every_kind_of_solver(world, sampler, solver):
     steps = {} if solver == "dopri5" else {"steps": 20 if solver == "predictor-corrector" else 6}
     tolerances = {"rtol": 1e-2, "atol": 1e-2, "max_evaluations": 40} if solver == "dopri5" else {}
-    sampler = Sampler(world, runtime="onnxruntime", capacity=4, threads=1, solver=solver, **steps, **tolerances)
+    sampler = Sampler(world, runtime=sampler.runtime.name, capacity=4, threads=1, solver=solver, **steps, **tolerances)
     assert_same_bits([sampler.solve(request)[0] for request in MIXED], sampler.solve(MIXED))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_field_of_a_row_has_the_same_bits_in_any_batch(tmp_path, threads):
+@pytest.mark.parametrize("runtime", ["native", "onnxruntime"])
+def test_the_field_of_a_row_has_the_same_bits_in_any_batch(tmp_path, runtime, threads):
     """At LACE's width, where the products are large enough to be split between threads."""
     bundle = random_world(tmp_path / "b", dim=512, layers=1, up_dim=16, graphs=True)
-    field = Sampler(bundle, runtime="onnxruntime", threads=threads).runtime.field()
+    field = Sampler(bundle, runtime=runtime, threads=threads).runtime.field()
     rng = np.random.default_rng(0)
     z, psi = rng.standard_normal((40, 512)).astype(np.float32), np.full((40, 1), 0.7, np.float32)
     cotangent = rng.standard_normal((40, 3, 512)).astype(np.float32)
@@ -174,7 +175,7 @@ def test_an_explicit_z_equals_the_seeds_z(sampler):
     assert given.energy == drawn.energy
 
 
-@pytest.mark.parametrize("runtime", ["numpy", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["numpy", "native", "onnxruntime"])
 def test_a_request_in_w_flows_in_w(world, runtime):
     sampler = Sampler(world, runtime=runtime, capacity=4)
     starts = [sample.w for sample in sampler.solve(None, range(6))]
@@ -359,7 +360,8 @@ def test_bad_options_are_refused_with_what_is_known(world, options, kind, messag
 @pytest.mark.parametrize("name", ["onnxruntime", "auto"])
 def test_a_missing_runtime_names_its_extra(world, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, RUNTIMES["onnxruntime"].module)
+    for runtime in ("native", "onnxruntime"):
+        monkeypatch.delitem(sys.modules, RUNTIMES[runtime].module, raising=False)
     with pytest.raises(BackendError, match=r"pip install 'lace-engine\[cpu\]'") as caught:
         Sampler(world, runtime=name)
     assert isinstance(caught.value.__cause__, ImportError)

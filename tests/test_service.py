@@ -82,10 +82,11 @@ MIXED = [
 
 
 @pytest.mark.parametrize("capacity", [3, 64])
-def test_submitted_by_many_threads_gives_the_bits_of_solve(world, capacity):
-    expected = Sampler(world, runtime="onnxruntime", threads=1, capacity=capacity).solve(MIXED)
+@pytest.mark.parametrize(("runtime", "threads"), [("native", 2), ("onnxruntime", 1)])
+def test_submitted_by_many_threads_gives_the_bits_of_solve(world, runtime, threads, capacity):
+    expected = Sampler(world, runtime=runtime, threads=threads, capacity=capacity).solve(MIXED)
     with (
-        Sampler(world, runtime="onnxruntime", threads=1, capacity=capacity) as sampler,
+        Sampler(world, runtime=runtime, threads=threads, capacity=capacity) as sampler,
         ThreadPoolExecutor(6) as pool,
     ):
         submitted = pool.map(sampler.submit, MIXED * 3)

@@ -129,6 +129,7 @@ class Entry:
 
 
 RUNTIMES = {
+    "native": Entry("engine.runtimes.native", {"cpu": "cpu"}, {"cpu": ("fp32", "bf16-jacobian")}),
     "onnxruntime": Entry("engine.runtimes.onnxruntime", {"cpu": "cpu", "cuda": "gpu"}, {"cuda": ("tf32",)}),
     "openvino": Entry("engine.runtimes.openvino", {"cpu": "openvino"}, {"cpu": ("fp32", "bf16", "bf16-jacobian")}),
     "cuda": Entry("engine.runtimes.cuda", {"cuda": "gpu"}, {"cuda": ("fp32", "tf32", "fp16")}),
@@ -136,9 +137,9 @@ RUNTIMES = {
     "tensorrt_rtx": Entry("engine.runtimes.tensorrt", {"cuda": "tensorrt-rtx"}, {"cuda": ("fp32", "tf32", "fp16")}),
     "numpy": Entry("engine.runtimes.reference", {"cpu": ""}),
 }
-# "auto" takes the first of these that is installed and knows the device. The first three solve alike, by our kernels;
-# who has installed a TensorRT wants its pictures.
-AUTO = {"cpu": ("onnxruntime",), "cuda": ("tensorrt", "tensorrt_rtx", "cuda", "onnxruntime")}
+# "auto" takes the first of these that is installed and knows the device. On a GPU the first three solve alike, by our
+# kernels; who has installed a TensorRT wants its pictures.
+AUTO = {"cpu": ("native", "onnxruntime"), "cuda": ("tensorrt", "tensorrt_rtx", "cuda", "onnxruntime")}
 
 
 def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0,

@@ -14,7 +14,7 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
-from engine.runtimes import ALL, MissingRuntime
+from engine.runtimes import ALL, Linearise, MissingRuntime
 from engine.runtimes.decoding import IMAGE, ROWS, Buffers, Pictures, noise_sides, picture_precision, sizes
 
 if TYPE_CHECKING:
@@ -28,12 +28,9 @@ Session = Any
 
 
 class Graphs(Protocol):
-    """What runs a bundle's graphs, for several threads at a time: what ``GraphField`` and ``decode`` need."""
+    """What runs a bundle's graphs, for several threads at a time: what ``decode`` needs."""
 
     bundle: Bundle
-
-    # Whether all graphs of the field run in one place, so that one call can do for them.
-    is_fused: bool
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
     def noise_inputs(self) -> dict[str, int]: ...
@@ -42,11 +39,11 @@ class Graphs(Protocol):
 class GraphField:
     """See engine.runtimes.Field. One graph for the mapping, one a head: only what a request mentions runs."""
 
-    def __init__(self, graphs: Graphs, space: str):
+    def __init__(self, graphs: "OnnxRuntime", space: str):
         self.graphs, self.in_w = graphs, space == "w"
         self.feeds: dict[str, Array] = {}
-        has_it = graphs.is_fused and not self.in_w and "linearise" in graphs.bundle.manifest.graphs
-        self.linearise = self.run_linearise if has_it else None
+        has_it = graphs.device == "cpu" and not self.in_w and "linearise" in graphs.bundle.manifest.graphs
+        self.linearise: Linearise | None = self.run_linearise if has_it else None
 
     def run_linearise(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, tuple[Array, Array]],
                       pair_row: Array, source: Array, near_row: Array, near_anchor: Array):  # fmt: skip
@@ -204,7 +201,6 @@ class OnnxRuntime:
             from engine.cuda.driver import Device
 
             self.cuda = Pictures(bundle, Device(), lambda gpu: CudaDecoder(bundle, gpu, precision=precision))
-        self.is_fused = device == "cpu"
         self.sessions: dict[str, tuple[Session, list[str]]] = {}
         self.lock = Lock()
 

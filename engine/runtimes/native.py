@@ -1,0 +1,77 @@
+"""The field by our own kernels for the CPU (kernels/cpu), pictures by ONNX Runtime."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine import __version__
+from engine.bundle import Bundle
+from engine.errors import BackendError
+from engine.runtimes import ALL, Linearise, MissingRuntime
+from engine.runtimes.onnxruntime import OnnxRuntime
+from kernels.cpu.library import CpuField, CpuNetwork, NotBuilt
+
+# By precision: whether cotangents are bfloat16.
+PRECISIONS = {"fp32": False, "bf16-jacobian": True}
+
+
+class NativeField:
+    """See engine.runtimes.Field."""
+
+    def __init__(self, network: CpuNetwork, space: str):
+        self.field, self.in_w = CpuField(network), space == "w"
+        self.linearise: Linearise | None = None if self.in_w else self.run_linearise
+
+    def run_linearise(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, tuple[Array, Array]],
+                      pair_row: Array, source: Array, near_row: Array, near_anchor: Array):  # fmt: skip
+        """See engine.runtimes.Linearise."""
+        pairs = pair_row, source, near_row, near_anchor
+        w, found, jacobian = self.field.forward(z, psi, label, heads, pairs=pairs)
+        return w, {name: logits for name, (logits, _) in found.items()}, jacobian
+
+    def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
+                some: Mapping[str, Array] = ALL):  # fmt: skip
+        wanted = {name: (some.get(name), seeds) for name, seeds in heads.items()}
+        w, found, _ = self.field.forward(z, psi, label, wanted, is_w=self.in_w, slopes=True)
+        return w, found
+
+    def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
+        if self.in_w:
+            return cotangent
+        n, r, width = cotangent.shape
+        pair_row = np.repeat(np.arange(n) if rows is None else rows, r)
+        return self.field.back(cotangent.reshape(n * r, width), pair_row).reshape(n, r, -1)
+
+
+class NativeRuntime:
+    name, device, precision = "native", "cpu", "fp32"
+    dtype = np.dtype(np.float32)
+    # Each element of a product is summed in the same order whatever the number of rows; the tests check it.
+    row_independent = True
+
+    def __init__(self, bundle: Bundle, threads: int, precision: str):
+        g, half = bundle.generator, PRECISIONS[precision]
+        heads = {name: head.space == "z" for name, head in bundle.heads.items()}
+        try:
+            self.network = CpuNetwork(bundle.field, heads, g.z_dim, g.w_dim, threads=threads, half=half)
+        except NotBuilt as error:
+            raise MissingRuntime(f"runtime 'native' is not there: {error}") from error
+        except ValueError as error:
+            raise BackendError(f"runtime 'native', precision {precision!r}: {error}") from error
+        self.slopes = "bf16" if half else "fp32"
+        self.pictures = OnnxRuntime(bundle, threads)
+        self.version = f"{__version__} ({self.network.variant}) with onnxruntime {OnnxRuntime.version}"
+
+    def field(self, space: str = "z") -> NativeField:
+        return NativeField(self.network, space)
+
+    def noise_inputs(self) -> dict[str, int]:
+        return self.pictures.noise_inputs()
+
+    def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
+        return self.pictures.synthesize(ws, noises)
+
+
+def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> NativeRuntime:
+    return NativeRuntime(bundle, threads, precision or "fp32")

@@ -1,0 +1,403 @@
+// The field on a CPU: mapping and heads forwards, slopes of the wanted logits, and their way back to z, in one call.
+//
+// kernels/field.py is the twin and tells what each part computes. The threads of a pool go through an evaluation
+// together, level by level. Products are split by panels of the weights, so that no thread reads more of them than it
+// needs; all else by rows. What goes backwards is float, or half where T is.
+#include <algorithm>
+#include <cmath>
+
+#include "memory.h"
+#include "pool.h"
+#include "tile.h"
+
+extern "C" {
+
+// y = leaky(x W^T + b). weight: W^T (into, out) in panels of float; back: W (out, into) in panels of T.
+struct Layer {
+    int64_t into, out;
+    const float *weight, *bias;
+    const void* back;
+};
+
+// Hidden layers; and a head's last, linear one (outputs, width of what goes in), as it is.
+struct Stack {
+    int64_t into, depth, outputs, reads_z;
+    const Layer* layer;
+    const float *last, *last_bias;
+};
+
+// slope: of the leaky ReLU where it is negative; epsilon: added to the mean square of z.
+struct Network {
+    int64_t z_dim, w_dim, embedded;
+    const float *embedding, *average;
+    Stack mapping;
+    float slope, epsilon;
+};
+
+// A head and its readers: positions row (rows,), null for all rows; and seeds (wanted, outputs). Gives logits (rows,
+// outputs) and, where that is not null, slopes (rows, wanted, into).
+struct Use {
+    const Stack* stack;
+    int64_t rows, wanted;
+    const int64_t* row;
+    const float* seeds;
+    float *logits, *slopes;
+};
+
+// Forwards for z (rows, z_dim), or for w in its place where is_w; then w (rows, w_dim) is given. And back: jacobian
+// (pairs, z_dim), of pair p in row pair_row[p] the slope at place source[p] among the (rows, wanted) of all uses, one
+// behind the other, and of w[near_row] - near_anchor behind them. With cotangent (pairs, w_dim) only back, for these,
+// from where the call before was.
+struct Call {
+    int64_t rows, is_w, uses, pairs, nears;
+    const float *z, *psi;
+    const int64_t* label;
+    const Use* use;
+    const int64_t *pair_row, *source, *near_row;
+    const float *near_anchor, *cotangent;
+    float *w, *jacobian;
+};
+}
+
+struct Field {
+    Field(const Network& network, Pool& pool) : network(network), pool(pool) {}
+
+    const Network& network;
+    Pool& pool;
+    Memory kept, passing;  // what the way back needs; all else
+    Rows<float> x;         // of the last call: z / s, with the label's embedding; 1 / s and psi of each row
+    float *inverse = nullptr, *psi = nullptr;
+    std::vector<Rows<float>> hidden;
+};
+
+// Of a vector that ends within a row of count numbers. Never reads or writes behind it.
+inline Vector load_part(const float* x, int64_t count) {
+    if (count >= LANES) return load(x);
+    float part[LANES] = {};
+    memcpy(part, x, std::max(count, (int64_t)0) * sizeof(float));
+    return load(part);
+}
+inline void store_part(float* x, Vector v, int64_t count) { memcpy(x, &v, std::min(count, (int64_t)LANES) * sizeof(float)); }
+
+inline float sum(Vector v) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+
+// Shares the panels of several products of these widths: work(product, panel).
+template <class Width, class Work> void share(const Team& team, int64_t products, const Width& width, const Work& work) {
+    int64_t total = 0, first = 0;
+    for (int64_t i = 0; i < products; i++) total += padded(width(i)) / PANEL;
+    for (int64_t i = 0, panel = team.begin(total); i < products; i++) {
+        int64_t end = std::min(first + padded(width(i)) / PANEL, team.end(total));
+        for (; panel >= first && panel < end; panel++) work(i, panel - first);
+        first += padded(width(i)) / PANEL;
+    }
+}
+
+// A panel of g W, for put(row, column, sums). Of an odd number of halves the last pair's second is zero.
+template <class T, class Put>
+void backwards(const Layer& layer, int64_t panel, int64_t rows, const T* const* g, const Put& put) {
+    int64_t K = (layer.out + DEPTH<T> - 1) / DEPTH<T> * DEPTH<T>;
+    tiles(rows, g, K, (const T*)layer.back + panel * K * PANEL,
+          [&](int64_t row, int64_t lane, Vector total) { put(row, panel * PANEL + lane, total); });
+}
+
+// A use's memory: what each layer reads and gives, and the cotangents (rows * wanted, width) on their way back.
+template <class T> struct Head {
+    const Use& use;
+    const Stack& stack = *use.stack;
+    int64_t slots = use.rows * use.wanted;
+    std::vector<const float**> input{};
+    std::vector<Rows<float>> hidden{};
+    Rows<float> seed{}, slopes{};
+    Rows<T> flow[2]{};
+    const T** flows[2]{};
+
+    int64_t width(int64_t layer) const { return layer ? stack.layer[layer - 1].out : stack.into; }
+};
+
+template <class T> struct Evaluation {
+    Field& field;
+    const Call& call;
+    const Network& net = field.network;
+    Rows<float> w{};
+    std::vector<const float**> input{};
+    std::vector<Head<T>> heads{};
+    int64_t deepest = 0;
+    Rows<T> flow[2]{};
+    const T** flows[2]{};
+    Rows<float> end{};
+
+    // The derivative of the leaky ReLU, read off its result.
+    Vector slope(Vector activation) const {
+        Mask is_positive = activation > fill(0);
+        return is_positive ? fill(1) : fill(net.slope);
+    }
+
+    // A panel of y = leaky(x W^T + b), and then(row, column, y).
+    template <class Then>
+    void forwards(const Layer& layer, int64_t panel, int64_t rows, const float* const* x, const Rows<float>& y,
+                  const Then& then) const {
+        const float* weight = layer.weight + panel * layer.into * PANEL;
+        tiles(rows, x, layer.into, weight, [&](int64_t row, int64_t lane, Vector total) {
+            int64_t column = panel * PANEL + lane;
+            Vector v = total + load(layer.bias + column);
+            v *= slope(v);
+            store(y[row] + column, v);
+            then(row, column, v);
+        });
+    }
+
+    void plan() {
+        Memory &kept = field.kept, &passing = field.passing;
+        passing.reset();
+        const Stack& mapping = net.mapping;
+        if (!call.cotangent) {
+            kept.reset();
+            plan_mapping(kept, passing);
+            for (int64_t i = 0; i < call.uses; i++) plan_head(call.use[i], passing);
+        }
+        int64_t widest = net.w_dim;
+        for (int64_t i = 0; i < mapping.depth; i++) widest = std::max(widest, mapping.layer[i].into);
+        for (int side = 0; side < 2 && call.pairs; side++) {
+            flow[side] = passing.rows<T>(call.pairs, widest);
+            flows[side] = passing.pointers(call.pairs, flow[side]);
+        }
+        end = passing.rows<float>(call.pairs, mapping.into);
+    }
+
+    void plan_mapping(Memory& kept, Memory& passing) {
+        if (call.is_w) {
+            w = {const_cast<float*>(call.z), net.w_dim};
+            return;
+        }
+        const Stack& mapping = net.mapping;
+        w = passing.rows<float>(call.rows, net.w_dim);
+        field.x = kept.rows<float>(call.rows, mapping.into);
+        field.inverse = kept.take<float>(call.rows), field.psi = kept.take<float>(call.rows);
+        field.hidden.clear();
+        input.push_back(passing.pointers(call.rows, field.x));
+        for (int64_t i = 0; i < mapping.depth; i++) {
+            field.hidden.push_back(kept.rows<float>(call.rows, mapping.layer[i].out));
+            input.push_back(passing.pointers(call.rows, field.hidden[i]));
+        }
+    }
+
+    void plan_head(const Use& use, Memory& memory) {
+        Head<T> head{use};
+        Rows<float> from = head.stack.reads_z ? Rows<float>{const_cast<float*>(call.z), net.z_dim} : w;
+        const float** first = memory.take<const float*>(use.rows);
+        for (int64_t i = 0; i < use.rows; i++) first[i] = from[use.row ? use.row[i] : i];
+        head.input.push_back(first);
+        int64_t widest = 0, depth = head.stack.depth;
+        for (int64_t i = 0; i < depth; i++) {
+            head.hidden.push_back(memory.rows<float>(use.rows, head.stack.layer[i].out));
+            head.input.push_back(memory.pointers(use.rows, head.hidden[i]));
+            widest = std::max(widest, head.stack.layer[i].out);
+        }
+        head.seed = memory.rows<float>(use.wanted, head.width(depth));
+        head.slopes = memory.rows<float>(head.slots, head.stack.into);
+        for (int side = 0; side < 2; side++) {
+            head.flow[side] = memory.rows<T>(head.slots, widest);
+            head.flows[side] = memory.pointers(head.slots, head.flow[side]);
+        }
+        deepest = std::max(deepest, depth);
+        heads.push_back(std::move(head));
+    }
+
+    void run(const Team& team) {
+        if (!call.cotangent) {
+            if (!call.is_w) map(team);
+            run_heads(team);
+            find_slopes(team);
+        }
+        if (call.pairs) pull_back(team);
+    }
+
+    void map(const Team& team) {
+        for (int64_t row = team.begin(call.rows); row < team.end(call.rows); row++) normalise(row);
+        const Stack& mapping = net.mapping;
+        for (int64_t i = 0; i < mapping.depth; i++) {
+            team.sync();
+            bool is_last = i == mapping.depth - 1;
+            share(team, 1, [&](int64_t) { return mapping.layer[i].out; }, [&](int64_t, int64_t panel) {
+                forwards(mapping.layer[i], panel, call.rows, input[i], field.hidden[i],
+                         [&](int64_t row, int64_t column, Vector v) {
+                             if (is_last) truncate(row, column, v);
+                         });
+            });
+        }
+        team.sync();
+    }
+
+    // The twin sums in float32 too, in another order.
+    void normalise(int64_t row) {
+        const float* z = call.z + row * net.z_dim;
+        float* x = field.x[row];
+        Vector squares{};
+        for (int64_t i = 0; i < net.z_dim; i += LANES) {
+            Vector v = load_part(z + i, net.z_dim - i);
+            squares += v * v;
+        }
+        float s = std::sqrt(sum(squares) / net.z_dim + net.epsilon);
+        for (int64_t i = 0; i < net.z_dim; i++) x[i] = z[i] / s;
+        if (net.embedded) {
+            const float* embedding = net.embedding + call.label[row] * net.embedded;
+            std::copy(embedding, embedding + net.embedded, x + net.z_dim);
+        }
+        field.inverse[row] = 1 / s;
+        field.psi[row] = call.psi[row];
+    }
+
+    void truncate(int64_t row, int64_t column, Vector v) {
+        Vector average = load_part(net.average + column, net.w_dim - column);
+        Vector result = average + fill(call.psi[row]) * (v - average);
+        store(w[row] + column, result);
+        if (column < net.w_dim) store_part(call.w + row * net.w_dim + column, result, net.w_dim - column);
+    }
+
+    void run_heads(const Team& team) {
+        for (int64_t level = 0; level < deepest; level++) {
+            auto width = [&](int64_t i) { return level < heads[i].stack.depth ? heads[i].width(level + 1) : 0; };
+            share(team, heads.size(), width, [&](int64_t i, int64_t panel) {
+                Head<T>& head = heads[i];
+                forwards(head.stack.layer[level], panel, head.use.rows, head.input[level], head.hidden[level],
+                         [](int64_t, int64_t, Vector) {});
+            });
+            team.sync();
+        }
+        for (Head<T>& head : heads) {
+            const Stack& stack = head.stack;
+            int64_t K = head.width(stack.depth);
+            for (int64_t i = team.begin(head.use.rows); i < team.end(head.use.rows); i++)
+                for (int64_t j = 0; j < stack.outputs; j++) {
+                    Vector total{};
+                    const float *x = head.input[stack.depth][i], *weight = stack.last + j * K;
+                    for (int64_t k = 0; k < K; k += LANES) total += load_part(x + k, K - k) * load_part(weight + k, K - k);
+                    head.use.logits[i * stack.outputs + j] = sum(total) + stack.last_bias[j];
+                }
+            for (int64_t i = team.begin(head.use.wanted); i < team.end(head.use.wanted); i++)
+                for (int64_t k = 0; k < head.seed.stride; k += LANES) {
+                    Vector total{};
+                    for (int64_t j = 0; j < stack.outputs; j++)
+                        total += fill(head.use.seeds[i * stack.outputs + j]) * load_part(stack.last + j * K + k, K - k);
+                    store(head.seed[i] + k, total);
+                }
+        }
+        team.sync();
+    }
+
+    // The cotangents start at the last hidden layer's output, as its slopes times the seeds.
+    void find_slopes(const Team& team) {
+        for (Head<T>& head : heads)
+            for (int64_t i = team.begin(head.slots); i < team.end(head.slots); i++) {
+                const float* seed = head.seed[i % head.use.wanted];
+                const float* hidden = head.stack.depth ? head.hidden.back()[i / head.use.wanted] : nullptr;
+                for (int64_t k = 0; k < head.seed.stride; k += LANES) {
+                    if (hidden) store(head.flow[0][i] + k, load(seed + k) * slope(load(hidden + k)));
+                    else store(head.slopes[i] + k, load(seed + k));
+                }
+            }
+        for (int64_t step = 0; step < deepest; step++) {
+            team.sync();
+            auto layer = [&](int64_t i) { return heads[i].stack.depth - 1 - step; };
+            auto width = [&](int64_t i) { return layer(i) >= 0 && heads[i].slots ? heads[i].width(layer(i)) : 0; };
+            share(team, heads.size(), width, [&](int64_t i, int64_t panel) {
+                Head<T>& head = heads[i];
+                int64_t below = layer(i) - 1, side = step % 2;
+                backwards<T>(head.stack.layer[below + 1], panel, head.slots, head.flows[side],
+                             [&](int64_t slot, int64_t column, Vector total) {
+                                 if (below < 0) return store(head.slopes[slot] + column, total);
+                                 const float* hidden = head.hidden[below][slot / head.use.wanted];
+                                 store(head.flow[1 - side][slot] + column, total * slope(load(hidden + column)));
+                             });
+            });
+        }
+        team.sync();
+        for (Head<T>& head : heads)
+            for (int64_t i = team.begin(head.slots); i < team.end(head.slots) && head.use.slopes; i++)
+                std::copy_n(head.slopes[i], head.stack.into, head.use.slopes + i * head.stack.into);
+    }
+
+    void pull_back(const Team& team) {
+        const Stack& mapping = net.mapping;
+        const Rows<float>& top = mapping.depth ? field.hidden.back() : field.x;
+        for (int64_t p = team.begin(call.pairs); p < team.end(call.pairs); p++) {
+            int64_t row = call.pair_row[p];
+            const float *anchor = nullptr, *from = start(p, anchor);
+            for (int64_t k = 0; k < padded(net.w_dim); k += LANES) {
+                Vector v = load_part(from + k, net.w_dim - k);
+                if (anchor) v -= load_part(anchor + k, net.w_dim - k);
+                v *= fill(field.psi[row]);
+                if (mapping.depth) store(flow[0][p] + k, v * slope(load(top[row] + k)));
+                else store(end[p] + k, v);
+            }
+        }
+        for (int64_t i = mapping.depth - 1; i >= 0; i--) {
+            team.sync();
+            int side = (mapping.depth - 1 - i) % 2;
+            share(team, 1, [&](int64_t) { return mapping.layer[i].into; }, [&](int64_t, int64_t panel) {
+                backwards<T>(mapping.layer[i], panel, call.pairs, flows[side],
+                             [&](int64_t p, int64_t column, Vector total) {
+                                 if (i == 0) return store(end[p] + column, total);
+                                 const float* hidden = field.hidden[i - 1][call.pair_row[p]];
+                                 store(flow[1 - side][p] + column, total * slope(load(hidden + column)));
+                             });
+            });
+        }
+        team.sync();
+        for (int64_t p = team.begin(call.pairs); p < team.end(call.pairs); p++) denormalise(p);
+    }
+
+    // Where the cotangent of a pair is; less the anchor, if it is one of near.
+    const float* start(int64_t pair, const float*& anchor) const {
+        if (call.cotangent) return call.cotangent + pair * net.w_dim;
+        int64_t place = call.source[pair];
+        for (const Head<T>& head : heads) {
+            if (place < head.slots) return head.slopes[place];
+            place -= head.slots;
+        }
+        anchor = call.near_anchor + place * net.w_dim;
+        return w[call.near_row[place]];
+    }
+
+    // Through z / s: what is left has no part along z.
+    void denormalise(int64_t pair) {
+        int64_t row = call.pair_row[pair], d = net.z_dim;
+        const float *g = end[pair], *x = field.x[row];
+        Vector products{};
+        for (int64_t i = 0; i < d; i += LANES) products += load_part(g + i, d - i) * load_part(x + i, d - i);
+        Vector radial = fill(sum(products) / d), inverse = fill(field.inverse[row]);
+        for (int64_t i = 0; i < d; i += LANES)
+            store_part(call.jacobian + pair * d + i, (load(g + i) - radial * load(x + i)) * inverse, d - i);
+    }
+};
+
+template <class T> void evaluate(Field& field, const Call& call) {
+    Evaluation<T> evaluation{field, call};
+    evaluation.plan();
+    field.pool.run([&](const Team& team) { evaluation.run(team); });
+}
+
+extern "C" {
+int64_t lace_panel() { return PANEL; }
+int64_t lace_has_half() { return HAS_HALF; }
+
+Pool* lace_open_pool(int64_t threads) { return new Pool(threads); }
+void lace_close_pool(Pool* pool) { delete pool; }
+// Both must outlive the field.
+Field* lace_open_field(const Network* network, Pool* pool) { return new Field(*network, *pool); }
+void lace_close_field(Field* field) { delete field; }
+
+// One call of a field at a time; several fields may share a pool. Gives 0, or 1 where memory was not enough.
+int64_t lace_evaluate(Field* field, const Call* call, int64_t is_half) {
+    try {
+        is_half ? evaluate<half>(*field, *call) : evaluate<float>(*field, *call);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+}
