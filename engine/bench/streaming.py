@@ -24,7 +24,8 @@ from engine.sampler import Sampler
 from engine.solvers import Solver
 
 STREAM_ERROR = 1e-5  # of w, against the same request solved alone
-CAPACITY, REQUESTS, REQUESTS_QUICK = 16, 192, 24
+# Rows in flight, as many as a Sampler has without being asked, and requests: a dozen batches.
+FULL, QUICK = (64, 768), (8, 24)
 # Requests in, samples in the same order out.
 Way = Callable[[list[Request]], list[Sample]]
 
@@ -59,18 +60,19 @@ class ToTheLast:
 
 def stream(bench: Bench) -> None:
     """Mixed requests, batch after batch and in one queue; with pictures too, where the bundle can draw."""
-    bundle, count = bench.bundle, REQUESTS_QUICK if bench.quick else REQUESTS
+    bundle, (capacity, count) = bench.bundle, QUICK if bench.quick else FULL
     requests = mixed(bundle, count)
     line = {"suite": "stream", "world": bundle.path.stem, "bundle": bundle.hash[:12], "rows": count,
-            "capacity": CAPACITY}  # fmt: skip
-    with Sampler(bundle, capacity=CAPACITY, threads=bench.threads) as sampler:
-        whole = Sampler(bundle, capacity=CAPACITY, threads=bench.threads, solver=ToTheLast(sampler.solver))
+            "capacity": capacity}  # fmt: skip
+    batches = partial(in_batches, capacity)
+    with Sampler(bundle, capacity=capacity, threads=bench.threads) as sampler:
+        whole = Sampler(bundle, capacity=capacity, threads=bench.threads, solver=ToTheLast(sampler.solver))
         alone = np.stack([sampler.solve([request])[0].w for request in requests])
-        ways: dict[str, Way] = {STATIC: partial(in_batches, whole.solve), LEAVING: partial(in_batches, sampler.solve),
+        ways: dict[str, Way] = {STATIC: partial(batches, whole.solve), LEAVING: partial(batches, sampler.solve),
                                 "one queue": sampler.solve}  # fmt: skip
         bench.contest({**line, "pictures": False}, openers(requests, ways), partial(examine, alone))
         if "synthesis" in bundle.manifest.graphs:
-            ways = {STATIC: partial(in_batches, whole.sample), LEAVING: partial(in_batches, sampler.sample),
+            ways = {STATIC: partial(batches, whole.sample), LEAVING: partial(batches, sampler.sample),
                     "stream": partial(streamed, sampler), "submit": partial(submitted, sampler)}  # fmt: skip
             bench.contest({**line, "pictures": True}, openers(requests, ways), partial(examine, alone))
 
@@ -82,8 +84,8 @@ def openers(requests: list[Request], ways: dict[str, Way]) -> Openers:
     return {name: partial(opened, way) for name, way in ways.items()}
 
 
-def in_batches(batch: Way, requests: list[Request]) -> list[Sample]:
-    parts = (requests[first : first + CAPACITY] for first in range(0, len(requests), CAPACITY))
+def in_batches(capacity: int, batch: Way, requests: list[Request]) -> list[Sample]:
+    parts = (requests[first : first + capacity] for first in range(0, len(requests), capacity))
     return [sample for part in parts for sample in batch(part)]
 
 

@@ -85,22 +85,35 @@ inline float sum(Vector v) {
     return total;
 }
 
-// Shares the panels of several products of these widths: work(product, panel).
-template <class Width, class Work> void share(const Team& team, int64_t products, const Width& width, const Work& work) {
-    int64_t total = 0, first = 0;
-    for (int64_t i = 0; i < products; i++) total += padded(width(i)) / PANEL;
-    for (int64_t i = 0, panel = team.begin(total); i < products; i++) {
-        int64_t end = std::min(first + padded(width(i)) / PANEL, team.end(total));
-        for (; panel >= first && panel < end; panel++) work(i, panel - first);
-        first += padded(width(i)) / PANEL;
+// A product of rows with so many columns, cut into pieces: a panel for up to CHUNK rows each.
+constexpr int64_t CHUNK = 16 * ROWS;
+struct Pieces {
+    int64_t rows, width;
+
+    int64_t chunks() const { return (rows + CHUNK - 1) / CHUNK; }
+    int64_t count() const { return padded(width) / PANEL * chunks(); }
+};
+
+// Shares the pieces of several products: work(product, panel, first row, end of rows). A thread's are neighbours, which
+// read the same panels.
+template <class Size, class Work> void share(const Team& team, int64_t products, const Size& size, const Work& work) {
+    int64_t total = 0, before = 0;
+    for (int64_t i = 0; i < products; i++) total += size(i).count();
+    for (int64_t i = 0, piece = team.begin(total); i < products; i++) {
+        Pieces pieces = size(i);
+        for (int64_t end = std::min(before + pieces.count(), team.end(total)); piece < end; piece++) {
+            int64_t panel = (piece - before) / pieces.chunks(), first = (piece - before) % pieces.chunks() * CHUNK;
+            work(i, panel, first, std::min(first + CHUNK, pieces.rows));
+        }
+        before += pieces.count();
     }
 }
 
 // A panel of g W, for put(row, column, sums). Of an odd number of halves the last pair's second is zero.
 template <class T, class Put>
-void backwards(const Layer& layer, int64_t panel, int64_t rows, const T* const* g, const Put& put) {
+void backwards(const Layer& layer, int64_t panel, int64_t begin, int64_t end, const T* const* g, const Put& put) {
     int64_t K = (layer.out + DEPTH<T> - 1) / DEPTH<T> * DEPTH<T>;
-    tiles(rows, g, K, (const T*)layer.back + panel * K * PANEL,
+    tiles(begin, end, g, K, (const T*)layer.back + panel * K * PANEL,
           [&](int64_t row, int64_t lane, Vector total) { put(row, panel * PANEL + lane, total); });
 }
 
@@ -138,10 +151,10 @@ template <class T> struct Evaluation {
 
     // A panel of y = leaky(x W^T + b), and then(row, column, y).
     template <class Then>
-    void forwards(const Layer& layer, int64_t panel, int64_t rows, const float* const* x, const Rows<float>& y,
-                  const Then& then) const {
+    void forwards(const Layer& layer, int64_t panel, int64_t begin, int64_t end, const float* const* x,
+                  const Rows<float>& y, const Then& then) const {
         const float* weight = layer.weight + panel * layer.into * PANEL;
-        tiles(rows, x, layer.into, weight, [&](int64_t row, int64_t lane, Vector total) {
+        tiles(begin, end, x, layer.into, weight, [&](int64_t row, int64_t lane, Vector total) {
             int64_t column = panel * PANEL + lane;
             Vector v = total + load(layer.bias + column);
             v *= slope(v);
@@ -207,6 +220,14 @@ template <class T> struct Evaluation {
         heads.push_back(std::move(head));
     }
 
+    // Of the largest level: more threads than that would only wait for each other.
+    int64_t pieces() const {
+        int64_t most = Pieces{std::max(call.rows, call.pairs), net.w_dim}.count(), together = 0;
+        for (const Head<T>& head : heads)
+            together += Pieces{std::max(head.use.rows, head.slots), head.width(head.stack.depth)}.count();
+        return std::max(most, together);
+    }
+
     void run(const Team& team) {
         if (!call.cotangent) {
             if (!call.is_w) map(team);
@@ -222,8 +243,9 @@ template <class T> struct Evaluation {
         for (int64_t i = 0; i < mapping.depth; i++) {
             team.sync();
             bool is_last = i == mapping.depth - 1;
-            share(team, 1, [&](int64_t) { return mapping.layer[i].out; }, [&](int64_t, int64_t panel) {
-                forwards(mapping.layer[i], panel, call.rows, input[i], field.hidden[i],
+            auto size = [&](int64_t) { return Pieces{call.rows, mapping.layer[i].out}; };
+            share(team, 1, size, [&](int64_t, int64_t panel, int64_t begin, int64_t end) {
+                forwards(mapping.layer[i], panel, begin, end, input[i], field.hidden[i],
                          [&](int64_t row, int64_t column, Vector v) {
                              if (is_last) truncate(row, column, v);
                          });
@@ -260,10 +282,12 @@ template <class T> struct Evaluation {
 
     void run_heads(const Team& team) {
         for (int64_t level = 0; level < deepest; level++) {
-            auto width = [&](int64_t i) { return level < heads[i].stack.depth ? heads[i].width(level + 1) : 0; };
-            share(team, heads.size(), width, [&](int64_t i, int64_t panel) {
+            auto size = [&](int64_t i) {
+                return Pieces{heads[i].use.rows, level < heads[i].stack.depth ? heads[i].width(level + 1) : 0};
+            };
+            share(team, heads.size(), size, [&](int64_t i, int64_t panel, int64_t begin, int64_t end) {
                 Head<T>& head = heads[i];
-                forwards(head.stack.layer[level], panel, head.use.rows, head.input[level], head.hidden[level],
+                forwards(head.stack.layer[level], panel, begin, end, head.input[level], head.hidden[level],
                          [](int64_t, int64_t, Vector) {});
             });
             team.sync();
@@ -303,11 +327,11 @@ template <class T> struct Evaluation {
         for (int64_t step = 0; step < deepest; step++) {
             team.sync();
             auto layer = [&](int64_t i) { return heads[i].stack.depth - 1 - step; };
-            auto width = [&](int64_t i) { return layer(i) >= 0 && heads[i].slots ? heads[i].width(layer(i)) : 0; };
-            share(team, heads.size(), width, [&](int64_t i, int64_t panel) {
+            auto size = [&](int64_t i) { return Pieces{heads[i].slots, layer(i) < 0 ? 0 : heads[i].width(layer(i))}; };
+            share(team, heads.size(), size, [&](int64_t i, int64_t panel, int64_t begin, int64_t end) {
                 Head<T>& head = heads[i];
                 int64_t below = layer(i) - 1, side = step % 2;
-                backwards<T>(head.stack.layer[below + 1], panel, head.slots, head.flows[side],
+                backwards<T>(head.stack.layer[below + 1], panel, begin, end, head.flows[side],
                              [&](int64_t slot, int64_t column, Vector total) {
                                  if (below < 0) return store(head.slopes[slot] + column, total);
                                  const float* hidden = head.hidden[below][slot / head.use.wanted];
@@ -338,8 +362,9 @@ template <class T> struct Evaluation {
         for (int64_t i = mapping.depth - 1; i >= 0; i--) {
             team.sync();
             int side = (mapping.depth - 1 - i) % 2;
-            share(team, 1, [&](int64_t) { return mapping.layer[i].into; }, [&](int64_t, int64_t panel) {
-                backwards<T>(mapping.layer[i], panel, call.pairs, flows[side],
+            auto size = [&](int64_t) { return Pieces{call.pairs, mapping.layer[i].into}; };
+            share(team, 1, size, [&](int64_t, int64_t panel, int64_t begin, int64_t finish) {
+                backwards<T>(mapping.layer[i], panel, begin, finish, flows[side],
                              [&](int64_t p, int64_t column, Vector total) {
                                  if (i == 0) return store(end[p] + column, total);
                                  const float* hidden = field.hidden[i - 1][call.pair_row[p]];
@@ -378,7 +403,7 @@ template <class T> struct Evaluation {
 template <class T> void evaluate(Field& field, const Call& call) {
     Evaluation<T> evaluation{field, call};
     evaluation.plan();
-    field.pool.run([&](const Team& team) { evaluation.run(team); });
+    field.pool.run(evaluation.pieces(), [&](const Team& team) { evaluation.run(team); });
 }
 
 extern "C" {

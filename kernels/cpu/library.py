@@ -80,8 +80,16 @@ def library(variant: str) -> ctypes.CDLL:
 
 
 def default_threads() -> int:
-    """One for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One for each core that this process may use: two threads of a core would share its arithmetic."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len({siblings(processor) for processor in os.sched_getaffinity(0)})
+
+
+def siblings(processor: int) -> str:
+    """The processors of the same core, as the kernel lists them."""
+    told = Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+    return told.read_text() if told.exists() else str(processor)
 
 
 # Of each head that is read: who reads it, and the combinations of its logits.

@@ -1,5 +1,6 @@
 // Threads that run one function together, with barriers in between.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -63,10 +64,11 @@ class Pool {
         for (auto& worker : workers) worker.join();
     }
 
-    // Run job on all threads; on the caller's alone while another call has them, or in a forked process.
-    void run(const std::function<void(const Team&)>& work) {
+    // Run work on up to `most` threads; on the caller's alone while another call has them, or in a forked process.
+    void run(int64_t most, const std::function<void(const Team&)>& work) {
         std::unique_lock<std::mutex> mine(busy, std::try_to_lock);
-        if (workers.empty() || !mine.owns_lock() || getpid() != process) return work(Team{0, 1, nullptr, nullptr});
+        size = (int)std::min(most, (int64_t)workers.size() + 1);
+        if (size < 2 || !mine.owns_lock() || getpid() != process) return work(Team{0, 1, nullptr, nullptr});
         job = &work;
         left.store((int)workers.size(), std::memory_order_relaxed);
         {
@@ -79,7 +81,7 @@ class Pool {
     }
 
    private:
-    Team team(int thread) { return {thread, (int)workers.size() + 1, &arrived, &phase}; }
+    Team team(int thread) { return {thread, size, &arrived, &phase}; }
 
     void serve(int thread) {
         for (int seen = 0;;) {
@@ -91,7 +93,7 @@ class Pool {
             }
             seen = calls.load(std::memory_order_acquire);
             if (stopping) return;
-            (*job)(team(thread));
+            if (thread < size) (*job)(team(thread));
             left.fetch_sub(1, std::memory_order_release);
         }
     }
@@ -102,5 +104,6 @@ class Pool {
     std::condition_variable awake;
     std::atomic<int> calls{0}, left{0}, arrived{0}, phase{0};
     bool stopping = false;
+    int size = 1;  // threads of this call
     const std::function<void(const Team&)>* job = nullptr;
 };

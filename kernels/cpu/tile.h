@@ -70,11 +70,12 @@ void tile(const T* const* x, int64_t K, const T* panel, int first, const Finish&
         for (int v = 0; v < VECTORS; v++) finish(first + r, v * LANES, sums[r][v]);
 }
 
+// Rows begin to end of x times one panel.
 template <class T, class Finish>
-void tiles(int64_t rows, const T* const* x, int64_t K, const T* panel, const Finish& finish) {
-    int64_t row = 0;
-    for (; row + ROWS <= rows; row += ROWS) tile<ROWS>(x + row, K, panel, row, finish);
-    switch (rows - row) {
+void tiles(int64_t begin, int64_t end, const T* const* x, int64_t K, const T* panel, const Finish& finish) {
+    int64_t row = begin;
+    for (; row + ROWS <= end; row += ROWS) tile<ROWS>(x + row, K, panel, row, finish);
+    switch (end - row) {
         case 5: if constexpr (ROWS > 5) tile<5>(x + row, K, panel, row, finish); break;
         case 4: if constexpr (ROWS > 4) tile<4>(x + row, K, panel, row, finish); break;
         case 3: tile<3>(x + row, K, panel, row, finish); break;
