@@ -147,8 +147,8 @@ EITHER void solve(const Team& team, const Linear& flow) {
 EITHER void choose(const Solve& s, Fate* fate) {
     double left = s.length - fate->clock;
     if (s.steps) {
-        bool last = fate->counters[STEPS] == s.steps - 1;
-        fate->taken = fate->passes = last ? left : s.fixed_first * pow(s.fixed_ratio, fate->counters[STEPS]);
+        double part = (fate->counters[STEPS] + 1.0) / s.steps;
+        fate->taken = fate->passes = s.length * pow(part, s.fixed_power) - fate->clock;
         return;
     }
     double growth = pow(s.budget_growth, clip(s.max_evaluations - fate->counters[EVALUATIONS], 1, 1000));

@@ -62,7 +62,7 @@ struct Solve {
     int max_evaluations, steps;  // steps = 0: adaptive
     double rtol, atol, length, safety, shrink, grow, smallest_step, first_fraction, budget_growth;
     double gamma, phi_error1, phi_error2, phi_error3, exponent, reach_shrink, reach_grow, near_stretch;
-    double fixed_first, fixed_ratio;
+    double fixed_power;
     int stages, fsal;
     double proportional, integral;  // exponents of the error, over the method's order
     double rate, rate_slope;        // of the clock: d tau / d clock = rate + rate_slope * clock

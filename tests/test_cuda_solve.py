@@ -284,9 +284,8 @@ def test_every_number_of_the_struct_is_set(world, on_device):
     sampler.solve("smile & near(0.1)", seeds=[0])
     (plan,) = [plan for plan in sampler.runtime.engine.plans.values() if plan.tickets.host["near"].any()]
     runge_kutta = {"stages", "fsal", "proportional", "integral", "rate_slope"}
-    fixed = {"steps", "fixed_first", "fixed_ratio", "embedding", "embedded", "in_w", "state"}
     left = {name for name in layout.DTYPES["Solve"].names if not plan.solve[name]}
-    assert left <= runge_kutta | fixed
+    assert left <= runge_kutta | {"steps", "embedding", "embedded", "in_w", "state"}
 
 
 def test_work_spaces_have_the_sizes_that_the_kernels_take():

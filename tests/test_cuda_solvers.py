@@ -243,7 +243,7 @@ def test_a_proposal_is_that_of_the_linear_flow(seed, r, rank, near, stiffness):
     curvature = factors @ factors.T
     solver = GaussNewton(steps=1)
     solve = HostSolve(capacity=1, width=width, w_dim=1, w_stride=32, columns=r, slots=r + 1, has_near=1,
-                      **numbers(solver) | {"length": h, "fixed_first": h})  # fmt: skip
+                      **numbers(solver) | {"length": h})  # fmt: skip
     zero, start = np.zeros((1, width)), random.normal(size=(1, width))
     one = {name: np.zeros(1) for name in ("clock", "step", "taken", "passes", "error", "reach", "logp", "trial_logp")}
     solve.put(

@@ -49,7 +49,6 @@ def numbers(solver: Steps) -> Mapping[str, float]:
 
 
 def gauss_newton_numbers(solver: GaussNewton) -> dict[str, float]:
-    fixed_first, fixed_ratio = gauss_newton.fixed_steps(solver.steps) if solver.steps else (0.0, 0.0)
     first, second, third = gauss_newton.PHI_ERROR
     return {
         "linear": 1, "steps": solver.steps or 0, "safety": gauss_newton.SAFETY, "shrink": gauss_newton.SHRINK,
@@ -58,8 +57,8 @@ def gauss_newton_numbers(solver: GaussNewton) -> dict[str, float]:
         "budget_growth": control.BUDGET_GROWTH, "gamma": gauss_newton.GAMMA, "phi_error1": first,
         "phi_error2": second, "phi_error3": third, "exponent": gauss_newton.EXPONENT,
         "reach_shrink": gauss_newton.REACH_SHRINK, "reach_grow": gauss_newton.REACH_GROW,
-        "near_stretch": gauss_newton.NEAR_STRETCH, "fixed_ratio": fixed_ratio,
-        "fixed_first": fixed_first, "rate": 1.0,
+        "near_stretch": gauss_newton.NEAR_STRETCH,
+        "fixed_power": gauss_newton.FIXED_POWER, "rate": 1.0,
     }  # fmt: skip
 
 
@@ -72,8 +71,8 @@ def runge_kutta_numbers(solver: RungeKutta, length: float) -> dict[str, float]:
         "linear": 0, "steps": steps, "safety": runge_kutta.SAFETY, "shrink": runge_kutta.SHRINK,
         "grow": runge_kutta.GROW, "smallest_step": runge_kutta.SMALLEST_STEP,
         "first_fraction": runge_kutta.FIRST_STEP,
-        "fixed_first": length / steps if steps else 0.0, "stages": len(solver.tableau.b),
-        "fsal": solver.tableau.is_fsal, "proportional": runge_kutta.PROPORTIONAL / order,
+        "stages": len(solver.tableau.b), "fsal": solver.tableau.is_fsal,
+        "proportional": runge_kutta.PROPORTIONAL / order,
         "integral": runge_kutta.INTEGRAL / order, "rate": rate[0], "rate_slope": rate[1],
     }  # fmt: skip
 

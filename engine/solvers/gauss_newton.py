@@ -46,8 +46,13 @@ PHI_ERROR = THIRD_ORDER - np.array([GAMMA, 1 - GAMMA, 0.0])
 SAFETY, SHRINK, GROW, EXPONENT = 0.7, 0.2, 5.0, 0.5
 # A forced step that would let log p fall is tried again this much shorter; the next ones may be longer again.
 REACH_SHRINK, REACH_GROW = 0.25, 2.0
-# The last of the fixed steps is this many times the first: the flow is fast at the start only.
-FIXED_SPREAD = 24.0
+# After k of n fixed steps the clock is at (k/n)^p of the flow, which is fast at its start only. A small p has shorter
+# last steps, in which trained heads settle; a large one follows the start. Six steps, p = 2, 2.5, 3 and geometric ones,
+# the last 24 times the first: on random networks of FFHQ's size (3 attributes, 64 rows) mean energy 0.0129, 0.0129,
+# 0.0137, 0.0135, parts of the way off 0.31, 0.26, 0.24, 0.26 (seed 0, where dopri5 at 1e-3 is 0.30 off: 0.42, 0.26,
+# 0.29, 0.37); on the demo (8 conditions, 64 rows each, over geometric ones) energy 0.76, 0.92, 0.98, way 1.12, 1.08,
+# 1.07, and with twelve steps energy 0.74, 0.84, 0.93, way 1.01, 0.97, 1.01.
+FIXED_POWER = 2.5
 SMALLEST_STEP = 1e-10
 FIRST_STEP = 0.03  # moves by this part of |z|
 # near's Hessian is 2k (I + M^T M), M = dw/dz, which has full rank. M^T M is taken as this multiple of I, less 1: too
@@ -59,10 +64,9 @@ NEAR_STRETCH = 5.0
 LENGTH = CLOCKS["flow"][0]
 
 
-def fixed_steps(count: int) -> tuple[float, float]:
-    """The first of ``count`` geometric steps to the end of the flow, and how many times the one before each is."""
-    ratio = FIXED_SPREAD ** (1 / max(count - 1, 1))
-    return LENGTH / np.sum(ratio ** np.arange(count)), ratio
+def fixed_clock(done: Array, count: int) -> Array:
+    """Where a row's clock is after so many of ``count`` fixed steps: (n,) -> (n,)."""
+    return LENGTH * (done / count) ** FIXED_POWER
 
 
 class Linear:
@@ -126,7 +130,7 @@ def solve_each(systems: Array, right: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class GaussNewton:
-    """Adaptive per row, or ``steps`` fixed geometric steps without control flow.
+    """Adaptive per row, or ``steps`` fixed steps without control flow.
 
     rtol, atol        an error of a step, as a root mean square, may be atol + rtol times the way from the start
     max_evaluations   a row's budget: when its steps would not reach the end of the flow within it, they are
@@ -196,11 +200,10 @@ class GaussNewton:
 
     def choose(self, batch: Batch, rows: Array) -> tuple[Array, Array]:
         """The step of each row, and how far its clock goes; further than the step where the budget forces it."""
-        left = LENGTH - batch.clock[rows]
         if self.steps is not None:
-            first, ratio = fixed_steps(self.steps)
-            h = np.where(batch.steps[rows] == self.steps - 1, left, first * ratio ** batch.steps[rows])
+            h = fixed_clock(batch.steps[rows] + 1, self.steps) - batch.clock[rows]
             return h, h
+        left = LENGTH - batch.clock[rows]
         floor = remaining_budget_step(left, self.max_evaluations - batch.evaluations[rows])
         wanted = np.minimum(batch.step[rows], left)
         return np.maximum(wanted, np.minimum(floor, batch.reach[rows])), np.maximum(wanted, floor)
