@@ -51,6 +51,7 @@ class Flow:
         self.in_w, self.bundle = in_w, bundle
         self.field, self.labels = field, bundle.generator.labels
         self.last: Routing | None = None
+        self.is_fused = False  # whether the last rows were linearised in one call
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -93,18 +94,24 @@ class Flow:
 
     def linearise(self, batch: Batch, rows: Array, z: Array, routing: Routing) -> tuple[Array, Array, Array]:
         """w, all logits (n, L), and every pair's cotangent on z (pairs, width): in one call, if the field can."""
-        n, label = len(rows), batch.label[rows] if self.labels else None
-        if self.field.linearise is None or routing.reads_z:
-            w, logits, on_w, on_z = self.cotangents(batch, rows, z, routing)
-            return w, logits, self.pull_back(routing, n, on_w, on_z)
-        everybody = np.arange(n)
-        heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype))
+        self.is_fused = self.field.linearise is not None and not routing.reads_z
+        if self.is_fused:
+            return self.linearise_at_once(batch, rows, z, routing)
+        w, logits, on_w, on_z = self.cotangents(batch, rows, z, routing)
+        return w, logits, self.pull_back(routing, len(rows), on_w, on_z)
+
+    def linearise_at_once(self, batch: Batch, rows: Array, z: Array, routing: Routing,
+                          *, slopes: bool = True) -> tuple[Array, Array, Array]:  # fmt: skip
+        """The same by ``Field.linearise``; without slopes nothing is pulled back."""
+        assert self.field.linearise is not None
+        label, some = batch.label[rows] if self.labels else None, slice(None if slopes else 0)
+        everybody = np.arange(len(rows))
+        heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype)[some])
                  for use in routing.uses}  # fmt: skip
-        near = routing.near, batch.anchor_w[rows[routing.near]]
-        w, found, pulled = self.field.linearise(
-            z, batch.psi[rows], label, heads, routing.pair_row, routing.source, *near
-        )
-        return w, self.all_logits(n, routing, found, z.dtype), pulled
+        near = routing.near[some]
+        w, found, pulled = self.field.linearise(z, batch.psi[rows], label, heads, routing.pair_row[some],
+                                                routing.source[some], near, batch.anchor_w[rows[near]])  # fmt: skip
+        return w, self.all_logits(len(rows), routing, found, z.dtype), pulled
 
     def cotangents(self, batch: Batch, rows: Array, z: Array,
                    routing: Routing) -> tuple[Array, Array, Array, Array]:  # fmt: skip
@@ -179,8 +186,10 @@ class Flow:
     @np.errstate(over="ignore", invalid="ignore")  # failed rows are measured too
     def measure(self, batch: Batch, rows: Array) -> None:
         """Without derivatives: w, logits and log p of the rows where they are, into the batch."""
-        routing, z = Routing([batch.tapes[row] for row in rows], self.inputs), batch.z[rows]
-        w, logits, _ = self.forward(batch, rows, z, routing, slopes=False)
+        routing, z = self.route(batch, rows), batch.z[rows]
+        # Another session would have memory, and threads that spin, of its own.
+        measured = self.linearise_at_once if self.is_fused and not routing.reads_z else self.forward
+        w, logits, _ = measured(batch, rows, z, routing, slopes=False)
         logp, *_ = self.interpret(routing, logits)
         point = Point(logp, w, logits, *[np.empty(0)] * 4)
         self.add_near(batch, rows, z, point, routing)

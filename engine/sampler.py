@@ -235,6 +235,9 @@ class Sampler:
         batch, flow = lane.batch, lane.flow
         if len(unknown := rows[~batch.is_measured[rows]]):
             flow.measure(batch, unknown)
+            # Solvers that end a row without a look at its end leave it to this one.
+            done = unknown[batch.status[unknown] == Status.DONE]
+            batch.status[done[~np.isfinite(batch.logp[done])]] = Status.NONFINITE
         for row in rows:
             ticket, tape = lane.tickets[row], batch.tapes[row]
             names = list(dict.fromkeys(column.attribute for column in tape.columns))

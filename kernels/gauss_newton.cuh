@@ -159,7 +159,7 @@ EITHER void choose(const Solve& s, Fate* fate) {
 
 // Accept or reject: the row's next step, counters and status.
 EITHER bool decide(const Solve& s, Fate* fate, double error, bool finite, double logp) {
-    bool forced = true, accepted = finite;
+    bool forced = true, accepted = true;  // of fixed steps nothing is judged
     fate->counters[EVALUATIONS]++;
     if (s.steps == 0) {
         forced = fate->passes > fate->step || fate->counters[EVALUATIONS] >= s.max_evaluations;
@@ -268,8 +268,9 @@ EITHER void gauss_newton(const Team& team, const Solve& s, int row, double* fast
     if (fresh) {
         begin(team, s, row, flow, &fate, logp);
     } else {
-        double error = error_of(team, s, row, flow, fate.taken);
-        accepted = decide(s, &fate, error, is_finite(error) && is_finite(logp), logp);
+        double error = s.steps ? 0 : error_of(team, s, row, flow, fate.taken);
+        bool finite = s.steps ? all_finite(team, flow.velocity, s.width) : is_finite(error);
+        accepted = decide(s, &fate, error, finite && is_finite(logp), logp);
     }
     if (accepted) {
         // A row that zigzags across a kink slides along it with the mean of two Jacobians.

@@ -12,7 +12,8 @@ from engine import Request, Sampler, SolveError, Status
 from engine.batch import Batch
 from engine.clock import CLOCKS
 from engine.drive import begin
-from engine.solvers import SOLVERS, TABLEAUS, make_solver
+from engine.flow import Flow
+from engine.solvers import SOLVERS, TABLEAUS, gauss_newton, make_solver
 from engine.solvers.control import remaining_budget_step
 from engine.solvers.tableaus import Tableau, trees
 from kernels.noise import normals
@@ -177,6 +178,28 @@ def test_the_budget_floor_covers_what_is_left():
 def test_fixed_steps_take_that_many_steps(world, steps):
     for sample in solve(world, CONDITION, range(3), steps=steps):
         assert (sample.steps, sample.rejected, sample.status) == (steps, 0, Status.DONE)
+
+
+def test_fixed_steps_end_without_derivatives(world, field_calls, monkeypatch):
+    measured, measure = [], Flow.measure
+    monkeypatch.setattr(
+        Flow, "measure", lambda flow, batch, rows: measured.append(len(rows)) or measure(flow, batch, rows)
+    )
+    samples = solve(world, CONDITION, range(3), steps=5)
+    assert field_calls == [3] * 5
+    assert measured == [3]
+    assert [sample.evaluations for sample in samples] == [6] * 3
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_fixed_steps_that_lead_out_of_all_bounds_fail(world, steps, monkeypatch):
+    """Wherever that happens: on the way, or at the end, which only its measuring sees."""
+    expand = gauss_newton.Linear.expand
+    blown_up = lambda x: x * [[1.0], [np.inf]] if len(x) == 2 else x  # noqa: E731
+    monkeypatch.setattr(gauss_newton.Linear, "expand", lambda *given: [blown_up(x) for x in expand(*given)])
+    first, second = solve(world, CONDITION, range(2), steps=steps)
+    assert (first.status, first.steps) == (Status.DONE, steps)
+    assert (second.status, second.steps, second.evaluations) == (Status.NONFINITE, 1, 2)
 
 
 def test_more_fixed_steps_come_closer_to_the_flow(world):

@@ -25,6 +25,7 @@ Hochbruck and Ostermann, "Exponential integrators", Acta Numerica 2010; Hairer a
 Differential Equations II", IV.7 (the L-stable method).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +106,18 @@ class Linear:
         """S x."""
         return self.scale * (x - np.matmul(self.back, x[:, self.seen]))
 
+    def powers(self, h: Array, count: int) -> list[Array]:
+        """h S F, h S^2 F, and so on."""
+        found = [self.along(h)]
+        for _ in range(count):
+            found.append(self.solve(found[-1]))
+        return found[1:]
+
+    @staticmethod
+    def moved(powers: list[Array]) -> Array:
+        """The step that they give."""
+        return GAMMA * powers[0] + (1 - GAMMA) * powers[1]
+
     def defect(self, after: Array, move: Array) -> Array:
         """F(trial) - F - A (trial - z) for after (m, d) = F(trial), of which (a, y) tell all but F(trial) itself."""
         y = np.matmul(self.curvature, move[:, self.seen]) + self.shift * move[:, self.y]
@@ -128,6 +141,11 @@ def solve_each(systems: Array, right: Array) -> Array:
         return np.concatenate([solve_each(systems[i : i + 1], right[i : i + 1]) for i in range(len(systems))])
 
 
+def is_finite(point: Point) -> Array:
+    """Whether a row can go on from where it is (n,)."""
+    return np.isfinite(point.logp) & np.isfinite(point.gradient).all(axis=1)
+
+
 @dataclass(frozen=True, slots=True)
 class GaussNewton:
     """Adaptive per row, or ``steps`` fixed steps without control flow.
@@ -135,7 +153,7 @@ class GaussNewton:
     rtol, atol        an error of a step, as a root mean square, may be atol + rtol times the way from the start
     max_evaluations   a row's budget: when its steps would not reach the end of the flow within it, they are
                       lengthened as far as log p does not fall, and counted in ``forced``
-    steps             None: adaptive; n: fixed, n + 1 evaluations with the one that starts the row
+    steps             None: adaptive; n: fixed, n + 1 evaluations, of which the last, at the end, has no derivatives
     """
 
     rtol: float = 0.15
@@ -156,6 +174,8 @@ class GaussNewton:
         """Nothing: ``step`` evaluates the start of new rows in the same call as the trials of the others."""
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        if self.steps is not None:
+            return self.march(flow, batch, rows, self.steps)
         is_new = batch.evaluations[rows] == 0
         old, z = rows[~is_new], batch.z[rows]
         h, passes = self.choose(batch, old)
@@ -174,35 +194,53 @@ class GaussNewton:
         errors /= self.atol + self.rtol * root_mean_square(trial - batch.origin[old])
         self.decide(batch, old, trial, point, h, passes, errors)
 
+    def march(self, flow: Flow, batch: Batch, rows: Array, steps: int) -> None:
+        """One of so many fixed steps, to where the linear flow leads. Nothing is judged there, or computed."""
+        z = batch.z[rows]
+        point = flow.evaluate(batch, rows, z, linear=True)
+        self.store(batch, rows, slice(None), point)
+        clock = fixed_clock(batch.steps[rows] + 1, steps)
+        for part, linear in self.linearised(batch, rows, GAMMA * (h := clock - batch.clock[rows])):
+            (moved,) = linear.expand(linear.moved(linear.powers(h[part], 2)))
+            z[part] += moved
+        finite = is_finite(point)
+        going, failed = rows[finite], rows[~finite]
+        batch.z[going], batch.clock[going] = z[finite], clock[finite]
+        batch.steps[going] += 1
+        batch.evaluations[rows] += 1
+        batch.is_measured[going] = False
+        batch.status[failed] = Status.NONFINITE
+        # At the end only w, the logits and log p are wanted: who takes the row out measures it, its last evaluation.
+        ended = going[batch.steps[going] == steps]
+        batch.evaluations[ended] += 1
+        batch.status[ended] = Status.DONE
+
     def start(self, batch: Batch, rows: Array, point: Point) -> None:
         self.store(batch, rows, slice(None), point)
-        if self.steps is None:
-            batch.step[rows] = first_step(batch.z[rows], batch.gradient[rows], rtol=0, atol=1, fraction=FIRST_STEP)
-        bad = ~np.isfinite(point.logp) | ~np.isfinite(point.gradient).all(axis=1)
-        batch.status[rows[bad]] = Status.NONFINITE
+        batch.step[rows] = first_step(batch.z[rows], batch.gradient[rows], rtol=0, atol=1, fraction=FIRST_STEP)
+        batch.status[rows[~is_finite(point)]] = Status.NONFINITE
 
     def propose(self, batch: Batch, rows: Array, h: Array) -> tuple[Array, Array, list]:
         """Where steps of h lead (n, width), the errors of the rational function (n,), moves with their linear flows."""
         z = batch.z[rows]
         trial, errors, moves = np.empty_like(z), np.zeros(len(rows)), []
-        for part, r in batch.by_width(rows):
-            some = rows[part]
-            linear = Linear(batch.jacobian[some, :r], batch.gradient[some], batch.curvature[some, :r, :r],
-                            2 * NEAR_STRETCH * batch.near[some], GAMMA * h[part])  # fmt: skip
-            powers = [linear.solve(linear.along(h[part]))]
-            for _ in range(2):
-                powers.append(linear.solve(powers[-1]))
-            move = GAMMA * powers[0] + (1 - GAMMA) * powers[1]
+        for part, linear in self.linearised(batch, rows, GAMMA * h):
+            powers = linear.powers(h[part], 3)
+            move = linear.moved(powers)
             moved, phi_error = linear.expand(move, np.einsum("k,kmri->mri", PHI_ERROR, powers))
             trial[part], errors[part] = z[part] + moved, root_mean_square(phi_error)
             moves.append((part, linear, move))
         return trial, errors, moves
 
+    def linearised(self, batch: Batch, rows: Array, c: Array) -> Iterator[tuple[Array | slice, Linear]]:
+        """Of the rows, by width: their positions and their linear flows."""
+        for part, r in batch.by_width(rows):
+            some = rows[part]
+            yield part, Linear(batch.jacobian[some, :r], batch.gradient[some], batch.curvature[some, :r, :r],
+                               2 * NEAR_STRETCH * batch.near[some], c[part])  # fmt: skip
+
     def choose(self, batch: Batch, rows: Array) -> tuple[Array, Array]:
         """The step of each row, and how far its clock goes; further than the step where the budget forces it."""
-        if self.steps is not None:
-            h = fixed_clock(batch.steps[rows] + 1, self.steps) - batch.clock[rows]
-            return h, h
         left = LENGTH - batch.clock[rows]
         floor = remaining_budget_step(left, self.max_evaluations - batch.evaluations[rows])
         wanted = np.minimum(batch.step[rows], left)
@@ -212,18 +250,15 @@ class GaussNewton:
                error: Array) -> None:  # fmt: skip
         """Accept or reject each row's trial, set its next step and status."""
         finite = np.isfinite(error) & np.isfinite(point.logp)
-        if self.steps is not None:
-            forced, accepted = np.ones(len(rows), bool), finite
-        else:
-            # The last evaluation of the budget is taken as it comes: there is none left to try again with.
-            forced = (passes > batch.step[rows]) | (batch.evaluations[rows] >= self.max_evaluations)
-            accepted = finite & ((error <= 1) | (forced & (point.logp >= batch.logp[rows])))
-            factor = SAFETY * np.maximum(np.where(finite, error, np.inf), 1e-10) ** -EXPONENT
-            # After a rejection the step does not grow at once: the same kink is still ahead.
-            batch.step[rows] = h * np.clip(factor, SHRINK, np.where(accepted, GROW, 1.0))
-            reach = np.where(accepted, batch.reach[rows] * REACH_GROW, h * REACH_SHRINK)
-            batch.reach[rows] = np.where(forced, reach, batch.reach[rows])
-            batch.forced[rows[forced]] += 1
+        # The last evaluation of the budget is taken as it comes: there is none left to try again with.
+        forced = (passes > batch.step[rows]) | (batch.evaluations[rows] >= self.max_evaluations)
+        accepted = finite & ((error <= 1) | (forced & (point.logp >= batch.logp[rows])))
+        factor = SAFETY * np.maximum(np.where(finite, error, np.inf), 1e-10) ** -EXPONENT
+        # After a rejection the step does not grow at once: the same kink is still ahead.
+        batch.step[rows] = h * np.clip(factor, SHRINK, np.where(accepted, GROW, 1.0))
+        reach = np.where(accepted, batch.reach[rows] * REACH_GROW, h * REACH_SHRINK)
+        batch.reach[rows] = np.where(forced, reach, batch.reach[rows])
+        batch.forced[rows[forced]] += 1
         done, passed = rows[accepted], accepted | forced
         batch.z[done] = trial[accepted]
         batch.clock[rows[passed]] += passes[passed]
