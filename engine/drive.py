@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray as Array
 
-from engine.batch import Batch, Start, Status
+from engine.batch import DONE, RUNNING, Batch, Start
 from engine.flow import Flow
 from engine.requests import Request, Sample
 from engine.solvers import Solver
@@ -22,7 +22,7 @@ from engine.solvers import Solver
 class Ticket:
     """A request on its way through the loop.
 
-    future     of somebody in another thread, who may cancel it at any moment before its end
+    future     of somebody in another thread, who may cancel it at any moment before its end; or nobody waits there
     deadline   on the clock of time.monotonic
     sample     the result, without its picture; None while the row runs, and for ever if it was dropped
     """
@@ -30,7 +30,7 @@ class Ticket:
     request: Request
     start: Start
     deadline: float = math.inf
-    future: Future = field(default_factory=Future)
+    future: Future[Sample] | None = None
     sample: Sample | None = None
 
     @property
@@ -39,7 +39,9 @@ class Ticket:
 
     def is_gone(self) -> bool:
         """Nobody wants it any more."""
-        return self.future.cancelled() or time.monotonic() > self.deadline
+        return (self.future is not None and self.future.cancelled()) or (
+            self.deadline < math.inf and time.monotonic() > self.deadline
+        )
 
 
 class Lane:
@@ -54,23 +56,26 @@ class Lane:
         self.tickets: dict[int, Ticket] = {}
         self.free = list(range(batch.capacity))[::-1]
         self.fresh: list[int] = []
+        self.is_taken = np.zeros(batch.capacity, bool)
 
     def admit(self, ticket: Ticket) -> None:
         row = self.free.pop()
-        self.tickets[row] = ticket
+        self.tickets[row], self.is_taken[row] = ticket, True
         self.fresh.append(row)
         self.batch.admit(row, ticket.start)
 
     def release(self, rows: Array) -> None:
-        for row in rows:
+        self.is_taken[rows] = False
+        for row in rows.tolist():
             del self.tickets[row]
             self.free.append(row)
 
     def step(self) -> Array:
         """Start the fresh rows and advance the running ones; returns the rows (n,) that ended or that nobody wants."""
         status = self.batch.status
-        status[[row for row, ticket in self.tickets.items() if ticket.is_gone()]] = Status.DONE
-        fresh = [row for row in self.fresh if status[row] == Status.RUNNING]
+        if gone := [row for row, ticket in self.tickets.items() if ticket.is_gone()]:
+            status[gone] = DONE
+        fresh = [row for row in self.fresh if status[row] == RUNNING]
         self.fresh.clear()
         # A row that overflows gets a status; numpy need not warn about it too.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -79,7 +84,7 @@ class Lane:
             running = self.batch.running()
             if len(running):
                 self.solver.step(self.flow, self.batch, running)
-        return np.array([row for row in self.tickets if status[row] != Status.RUNNING], np.intp)
+        return (self.is_taken & (status != RUNNING)).nonzero()[0]
 
 
 def drive(open_lane: Callable[[bool], Lane], take: Callable[[int], Iterable[Ticket]]) -> Iterator[tuple[Lane, Array]]:
@@ -109,6 +114,6 @@ def drive(open_lane: Callable[[bool], Lane], take: Callable[[int], Iterable[Tick
 def begin(solver: Solver, flow: Flow, batch: Batch, rows: Array) -> None:
     """Start new rows. A row whose condition asks for nothing has arrived already."""
     asks = np.array([bool(batch.tapes[row].columns) or batch.near[row] > 0 for row in rows], bool)
-    batch.status[rows[~asks]] = Status.DONE
+    batch.status[rows[~asks]] = DONE
     if asks.any():
         solver.begin(flow, batch, rows[asks])

@@ -6,10 +6,9 @@
 mention it, and as many cotangents are pulled back as rows have columns.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from operator import is_not
 
 import numpy as np
 from numpy import ndarray as Array
@@ -18,7 +17,11 @@ from engine.batch import Batch
 from engine.bundle import Bundle
 from engine.routing import Inputs, Routing, Use
 from engine.runtimes import Field
+from engine.tape import Tape
 from kernels.tape import evaluate as interpret
+
+# Routings that are kept. A batch whose rows share a condition needs one for each number of rows that are left.
+ROUTINGS = 128
 
 
 @dataclass(slots=True)
@@ -50,7 +53,7 @@ class Flow:
     def __init__(self, field: Field, bundle: Bundle, *, in_w: bool = False):
         self.in_w, self.bundle = in_w, bundle
         self.field, self.labels = field, bundle.generator.labels
-        self.last: Routing | None = None
+        self.routings: dict[tuple[int, ...], Routing] = {}
         self.is_fused = False  # whether the last rows were linearised in one call
 
     @cached_property
@@ -58,12 +61,15 @@ class Flow:
         return Inputs.of(self.bundle)
 
     def route(self, batch: Batch, rows: Array) -> Routing:
-        """The routing of these rows; that of the last call as long as they are the same."""
-        tapes = [batch.tapes[row] for row in rows]
-        last = self.last
-        if last is None or len(last.tapes) != len(tapes) or any(map(is_not, last.tapes, tapes)):
-            last = self.last = Routing(tapes, self.inputs)
-        return last
+        """The routing of these rows. It depends on their tapes alone, and these come again."""
+        tapes = [batch.tapes[row] for row in rows.tolist()]
+        key = tuple(map(id, tapes))  # a routing keeps its tapes alive, so that nothing else gets their identities
+        found = self.routings.get(key)
+        if found is None:
+            if len(self.routings) >= ROUTINGS:
+                self.routings.clear()
+            found = self.routings[key] = Routing(tapes, self.inputs)
+        return found
 
     def evaluate(self, batch: Batch, rows: Array, z: Array, *, linear: bool) -> Point:
         """Evaluate at ``z`` (n, width), one latent for each of ``rows``."""
@@ -75,14 +81,18 @@ class Flow:
         else:
             w, logits, on_w, on_z = self.cotangents(batch, rows, z, routing)
         logp, cotangents, curvature = self.interpret(routing, logits)
-        point = Point(logp, w, logits, np.zeros((n, width), z.dtype), cotangents, np.empty(0), curvature)
+        point = Point(logp, w, logits[:, :-1], np.zeros((n, width), z.dtype), cotangents, np.empty(0), curvature)
         on_near = self.add_near(batch, rows, z, point, routing)
         if linear:
-            point.jacobian = np.zeros((n, routing.width, width), z.dtype)
-            point.jacobian[routing.row, routing.slot] = pulled[routing.pair]
+            if routing.is_even:
+                point.jacobian = pulled.reshape(n, routing.width, width)
+            else:
+                point.jacobian = np.zeros((n, routing.width, width), z.dtype)
+                point.jacobian[routing.row, routing.slot] = pulled[routing.pair]
             # One slot after the other, unlike a product of matrices: zeros behind a row's slots leave its bits alone.
             point.gradient += np.einsum("nr,nrd->nd", cotangents.astype(z.dtype), point.jacobian)
-            point.gradient[routing.near] += on_near[:, None] * pulled[routing.near_pair]
+            if len(on_near):
+                point.gradient[routing.near] += on_near[:, None] * pulled[routing.near_pair]
         elif routing.count:
             weights = np.empty(routing.count, z.dtype)
             weights[routing.pair], weights[routing.near_pair] = cotangents[routing.row, routing.slot], on_near
@@ -93,7 +103,7 @@ class Flow:
         return point
 
     def linearise(self, batch: Batch, rows: Array, z: Array, routing: Routing) -> tuple[Array, Array, Array]:
-        """w, all logits (n, L), and every pair's cotangent on z (pairs, width): in one call, if the field can."""
+        """w, all logits (n, L + 1), and every pair's cotangent on z (pairs, width): in one call, if the field can."""
         self.is_fused = self.field.linearise is not None and not routing.reads_z
         if self.is_fused:
             return self.linearise_at_once(batch, rows, z, routing)
@@ -104,18 +114,22 @@ class Flow:
                           *, slopes: bool = True) -> tuple[Array, Array, Array]:  # fmt: skip
         """The same by ``Field.linearise``; without slopes nothing is pulled back."""
         assert self.field.linearise is not None
-        label, some = batch.label[rows] if self.labels else None, slice(None if slopes else 0)
-        everybody = np.arange(len(rows))
-        heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype)[some])
-                 for use in routing.uses}  # fmt: skip
+        label, part = batch.label[rows] if self.labels else None, batch.part(rows)
+        if routing.heads is None:
+            everybody = np.arange(len(rows))
+            routing.heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype))
+                             for use in routing.uses}  # fmt: skip
+        heads, some = routing.heads, slice(None)
+        if not slopes:
+            heads, some = {name: (who, seeds[:0]) for name, (who, seeds) in heads.items()}, slice(0)
         near = routing.near[some]
-        w, found, pulled = self.field.linearise(z, batch.psi[rows], label, heads, routing.pair_row[some],
+        w, found, pulled = self.field.linearise(z, batch.psi[part], label, heads, routing.pair_row[some],
                                                 routing.source[some], near, batch.anchor_w[rows[near]])  # fmt: skip
         return w, self.all_logits(len(rows), routing, found, z.dtype), pulled
 
     def cotangents(self, batch: Batch, rows: Array, z: Array,
                    routing: Routing) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-        """w, all logits (n, L), and every pair's cotangent on w (pairs, w_dim) and on z (pairs, width)."""
+        """w, all logits (n, L + 1), and every pair's cotangent on w (pairs, w_dim) and on z (pairs, width)."""
         w, logits, slopes = self.forward(batch, rows, z, routing)
         on_w = np.zeros((routing.count, w.shape[1]), z.dtype)
         on_z = np.zeros((routing.count, z.shape[1] if routing.reads_z else 0), z.dtype)
@@ -128,7 +142,7 @@ class Flow:
 
     def forward(self, batch: Batch, rows: Array, z: Array, routing: Routing,
                 *, slopes: bool = True) -> tuple[Array, Array, list[Array]]:  # fmt: skip
-        """w, all logits (n, L), and for each use the slopes of its columns."""
+        """w, all logits (n, L + 1), and for each use the slopes of its columns."""
         label = batch.label[rows] if self.labels else None
         heads = {use.head: self.seeds(use, z.dtype)[: None if slopes else 0] for use in routing.uses}
         some = {use.head: use.rows for use in routing.uses if use.rows is not None}
@@ -141,8 +155,10 @@ class Flow:
         return self.inputs.seeds[use.head][use.wanted].astype(dtype)
 
     def all_logits(self, n: int, routing: Routing, found: Mapping[str, Array], dtype: np.dtype) -> Array:
-        """(n, L) from those of each use's rows."""
-        logits = np.full((n, self.inputs.count), np.nan, dtype)
+        """(n, L + 1) from those of each use's rows; the last one is the zero that columns may subtract."""
+        logits = np.empty((n, self.inputs.count + 1), dtype)
+        logits.fill(np.nan)
+        logits[:, -1] = 0
         for use in routing.uses:
             logits[slice(None) if use.rows is None else use.rows, self.inputs.spans[use.head]] = found[use.head]
         return logits
@@ -150,14 +166,17 @@ class Flow:
     def interpret(self, routing: Routing, logits: Array) -> tuple[Array, Array, Array]:
         """logp (n,), cotangents (n, R) and curvature (n, R, R) of the tapes, float64."""
         n, r = len(logits), routing.width
-        logp, g, c, u = np.zeros(n), np.zeros(n * r), np.zeros(n * r * r), np.zeros(n * r)
-        padded = np.concatenate([logits, np.zeros((n, 1), logits.dtype)], axis=1, dtype=float)
-        plus, minus = self.inputs.plus[routing.column], self.inputs.minus[routing.column]
-        u[routing.row * r + routing.slot] = padded[routing.row, plus] - padded[routing.row, minus]
-        for term in routing.shared:
-            found = interpret(term.program, term.parameters, u[term.columns])
-            for total, places, values in zip((logp, g, c), (term.rows, term.columns, term.squares), found, strict=True):
-                np.add.at(total, places.ravel(), values.ravel())
+        if not routing.shared:
+            return np.zeros(n), np.zeros((n, r)), np.zeros((n, r, r))
+        flat = logits.ravel()
+        u = np.subtract(flat[routing.plus], flat[routing.minus], dtype=float)
+        found = [interpret(s.program, s.parameters, u[s.part].reshape(s.shape)) for s in routing.shared]
+        logp, g, c = (
+            np.bincount(places, np.concatenate([value.ravel() for value in values]), size)
+            for places, values, size in zip(
+                routing.places, zip(*found, strict=True), (n, n * r, n * r * r), strict=True
+            )
+        )
         return logp, g.reshape(n, r), c.reshape(n, r, r)
 
     def pull_back(self, routing: Routing, n: int, on_w: Array, on_z: Array) -> Array:
@@ -173,6 +192,8 @@ class Flow:
 
     def add_near(self, batch: Batch, rows: Array, z: Array, point: Point, routing: Routing) -> Array:
         """near: -k (|w - w_a|^2 + |z - z_a|^2). Adds its z part; returns the weights of the cotangents w - w_a."""
+        if not len(routing.near):
+            return np.empty(0)
         some, here = rows[routing.near], routing.near
         near, dz, dw = batch.near[some], z[here] - batch.anchor_z[some], point.w[here] - batch.anchor_w[some]
         if self.in_w:
@@ -191,15 +212,17 @@ class Flow:
         measured = self.linearise_at_once if self.is_fused and not routing.reads_z else self.forward
         w, logits, _ = measured(batch, rows, z, routing, slopes=False)
         logp, *_ = self.interpret(routing, logits)
-        point = Point(logp, w, logits, *[np.empty(0)] * 4)
+        point = Point(logp, w, logits[:, :-1], *[np.empty(0)] * 4)
         self.add_near(batch, rows, z, point, routing)
-        batch.keep(rows, logp, w, logits)
+        batch.keep(rows, logp, w, point.logits)
 
-    def named(self, logits: Array, names: Sequence[str]) -> dict[str, Array]:
-        """Logits of attributes (..., C) from all logits (..., L)."""
-        found = {}
-        for name in names:
-            attribute = self.bundle.attributes[name]
-            first = self.inputs.spans[attribute.head].start
-            found[name] = logits[..., first + attribute.columns[0] : first + attribute.columns[1]]
-        return found
+    def named(self, logits: Array, tape: Tape) -> dict[str, Array]:
+        """The logits of the attributes that a tape reads, (C,) each, from all logits (L,)."""
+        return {column.attribute: logits[self.places[column.attribute]] for column in tape.columns}
+
+    @cached_property
+    def places(self) -> dict[str, slice]:
+        """Of each attribute, its part of all logits."""
+        firsts = {name: self.inputs.spans[a.head].start for name, a in self.bundle.attributes.items()}
+        return {name: slice(firsts[name] + a.columns[0], firsts[name] + a.columns[1])
+                for name, a in self.bundle.attributes.items()}  # fmt: skip

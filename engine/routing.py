@@ -5,7 +5,7 @@ as many cotangents as they have columns; nothing is padded to the longest condit
 is interpreted together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -81,19 +81,16 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A term of conditions, and the m places where the rows' tapes have it.
+    """A term of conditions that m places of the rows' tapes have.
 
     program, parameters (m, P)   see kernels.tape.evaluate
-    rows (m,)
-    columns (m, k)       its columns among those of all rows, (n, width) in one line
-    squares (m, k, k)    their pairs among those of all rows, (n, width, width) in one line
+    part, shape   its columns among those of all terms one after the other, and (m, k)
     """
 
     program: tuple
     parameters: Array
-    rows: Array
-    columns: Array
-    squares: Array
+    part: slice
+    shape: tuple[int, int]
 
 
 class Routing:
@@ -107,11 +104,18 @@ class Routing:
     source                   of each pair, its place among all the slopes that its uses give, (m, k) of one after the
                              other, and the rows of ``near`` after them
     reads_z                  whether some head reads z
+    is_even                  whether pairs are columns, and every row has as many: (n, width) in one line
+    heads                    what ``Field.linearise`` is told of the heads, once it has been
     shared                   what the tapes say, each term once
+    plus, minus              of the terms' columns, in the order of ``shared``: u is the difference of these two among
+                             all logits, (n, L + 1) in one line
+    places                   where the terms' values, slopes and curvatures belong among those of all rows, (n,),
+                             (n, width) and (n, width, width) in one line
     """
 
     def __init__(self, tapes: Sequence[Tape], inputs: Inputs):
         self.tapes, n = tapes, len(tapes)
+        self.heads: dict[str, tuple[Array, Array]] | None = None
         columns = np.array([len(tape.columns) for tape in tapes], np.intp)
         is_near = np.array([tape.near > 0 for tape in tapes], bool)
         self.counts = counts = columns + is_near
@@ -119,15 +123,32 @@ class Routing:
         self.width, self.count = int(columns.max(initial=0)), int(counts.sum())
         self.row, self.slot = enumerate_pairs(columns)
         self.pair = starts[self.row] + self.slot
-        self.column = np.array([inputs.number[column] for tape in tapes for column in tape.columns], np.intp)
+        distinct: dict[int, list[int]] = {}  # the rows of each tape
+        for row, tape in enumerate(tapes):
+            distinct.setdefault(id(tape), []).append(row)
+        numbers = {key: np.array([inputs.number[column] for column in tapes[rows[0]].columns], np.intp)
+                   for key, rows in distinct.items()}  # fmt: skip
+        self.column = np.concatenate([numbers[id(tape)] for tape in tapes]) if n else np.empty(0, np.intp)
         self.near = np.flatnonzero(is_near)
         self.near_pair = starts[self.near] + columns[self.near]
         self.each = int(counts[0]) if n and (counts == counts[0]).all() else None
+        self.is_even = self.each is not None and not len(self.near)
         self.pair_row = np.repeat(np.arange(n), counts)
-        self.shared = list(shared(tapes, self.width))
+        self.shared, rows, slots = share(tapes, list(distinct.values()))
+        self.place(rows, slots, inputs)
         self.source = np.empty(self.count, np.int64)
         self.uses = self.find_uses(n, inputs)
         self.reads_z = any(use.head in inputs.in_z for use in self.uses)
+
+    def place(self, rows: Sequence[Array], slots: Sequence[Array], inputs: Inputs) -> None:
+        """``plus``, ``minus`` and ``places``, from each term's rows (m,) and its columns' slots (m, k) there."""
+        width, number = self.width, np.zeros(len(self.tapes) * self.width, np.intp)
+        number[self.row * width + self.slot] = self.column
+        columns = [row[:, None] * width + slot for row, slot in zip(rows, slots, strict=True)]
+        squares = [own[:, :, None] * width + slot[:, None, :] for own, slot in zip(columns, slots, strict=True)]
+        self.places = [joined(parts) for parts in (rows, columns, squares)]
+        read, row = number[self.places[1]], self.places[1] // max(width, 1) * (inputs.count + 1)
+        self.plus, self.minus = row + inputs.plus[read], row + inputs.minus[read]
 
     def find_uses(self, n: int, inputs: Inputs) -> list[Use]:
         """The heads that are read, in the order of the bundle; and ``source``."""
@@ -171,15 +192,28 @@ def enumerate_pairs(counts: Array) -> tuple[Array, Array]:
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def shared(tapes: Sequence[Tape], width: int) -> Iterator[Shared]:
-    """What the tapes say, term by term, in an order of the terms: a row's sums must not depend on its neighbours."""
+def share(tapes: Sequence[Tape], rows_of: Sequence[Sequence[int]]) -> tuple[list[Shared], list[Array], list[Array]]:
+    """What the tapes say, term by term, in an order of the terms: a row's sums must not depend on its neighbours.
+
+    rows_of   of each different tape, the rows that have it
+    returns   the terms; of each its m rows, and the slots (m, k) of its columns there
+    """
     found: dict[tuple, list[tuple[int, Term]]] = {}
-    for row, tape in enumerate(tapes):
-        for term in terms(tape.program):
-            found.setdefault(term.program, []).append((row, term))
+    for place, rows in enumerate(rows_of):
+        for term in terms(tapes[rows[0]].program):
+            found.setdefault(term.program, []).append((place, term))
+    shared, all_rows, all_slots, end = [], [], [], 0
     for program, places in sorted(found.items()):
-        rows = np.array([row for row, _ in places])
-        slots = np.array([term.columns for _, term in places])
-        parameters = np.array([tapes[row].parameters[term.parameters] for row, term in places])
-        columns = rows[:, None] * width + slots
-        yield Shared(program, parameters, rows, columns, columns[:, :, None] * width + slots[:, None, :])
+        rows = np.array([row for place, _ in places for row in rows_of[place]], np.intp)
+        again = np.repeat(np.arange(len(places)), [len(rows_of[place]) for place, _ in places])
+        slots = np.array([term.columns for _, term in places], np.intp)[again]
+        parameters = np.array([tapes[rows_of[place][0]].parameters[term.parameters] for place, term in places])[again]
+        shared.append(Shared(program, parameters, slice(end, end := end + slots.size), slots.shape))
+        all_rows.append(rows)
+        all_slots.append(slots)
+    return shared, all_rows, all_slots
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """One after the other, in one line."""
+    return np.concatenate([part.ravel() for part in parts]) if parts else np.empty(0, np.intp)

@@ -238,15 +238,14 @@ class Sampler:
             # Solvers that end a row without a look at its end leave it to this one.
             done = unknown[batch.status[unknown] == Status.DONE]
             batch.status[done[~np.isfinite(batch.logp[done])]] = Status.NONFINITE
-        for row in rows:
-            ticket, tape = lane.tickets[row], batch.tapes[row]
-            names = list(dict.fromkeys(column.attribute for column in tape.columns))
+        ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
+                   batch.counters[:, rows].T.tolist(), strict=True)  # fmt: skip
+        for row, logp, status, (steps, evaluations, rejected, forced) in ends:
+            ticket = lane.tickets[row]
             ticket.sample = Sample(
                 request=ticket.request, z=None if ticket.in_w else batch.z[row].copy(), w=batch.w[row].copy(),
-                logits=flow.named(batch.logits[row].copy(), names), energy=float(0 - batch.logp[row]),
-                status=Status(int(batch.status[row])), steps=int(batch.steps[row]),
-                evaluations=int(batch.evaluations[row]), rejected=int(batch.rejected[row]),
-                forced=int(batch.forced[row]),
+                logits=flow.named(batch.logits[row].copy(), batch.tapes[row]), energy=0.0 - logp,
+                status=Status(status), steps=steps, evaluations=evaluations, rejected=rejected, forced=forced,
             )  # fmt: skip
 
     def draw(self, requests: Sequence[Request]) -> list[Array]:

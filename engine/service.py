@@ -67,7 +67,8 @@ class Service:
         if not isinstance(request, Request):
             raise TypeError(f"expected a Request, found {type(request).__name__}")
         end = math.inf if deadline is None else time.monotonic() + deadline
-        ticket = Ticket(request, self.sampler.start(request, request.expression, None), end)
+        future: Future[Sample] = Future()
+        ticket = Ticket(request, self.sampler.start(request, request.expression, None), end, future)
         with self.changed:
             has_room = self.changed.wait_for(
                 lambda: not self.is_open or len(self.waiting) < self.queue_size, timeout if block else 0
@@ -80,7 +81,7 @@ class Service:
             self.waiting.append(ticket)
             self.start()
             self.changed.notify_all()
-        return ticket.future
+        return future
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Submit all, with a bounded number under way, and yield what has finished. For a service of one's own."""
@@ -101,7 +102,8 @@ class Service:
             self.is_open = False
             tickets = [*self.waiting, *self.solving, *self.decoding] if cancel else []
         for ticket in tickets:
-            ticket.future.cancel()
+            if ticket.future is not None:
+                ticket.future.cancel()
         with self.changed:
             self.changed.notify_all()
         if current_thread() not in self.threads:  # a future's callback may close, and cannot wait for itself
@@ -217,12 +219,13 @@ class Service:
 def settle(tickets: Iterable[Ticket], end: Sample | Exception) -> None:
     """Give futures their end. Those that were cancelled before keep that, and whoever waits for them hears of it."""
     for ticket in tickets:
-        if not ticket.future.set_running_or_notify_cancel():
+        future = ticket.future
+        if future is None or not future.set_running_or_notify_cancel():
             continue
         if isinstance(end, Exception):
-            ticket.future.set_exception(end)
+            future.set_exception(end)
         else:
-            ticket.future.set_result(end)
+            future.set_result(end)
 
 
 def late() -> DeadlineError:

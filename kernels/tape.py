@@ -191,6 +191,8 @@ def _keep(parameters: Array, u: Array, first: int, count: int, position: int) ->
 
 def _placed(u: Array, where: slice | int, v: Array, g: Array, c: Array) -> Node:
     """A leaf's gradient and curvature among all columns."""
+    if u.shape[1] == 1:
+        return Node(v, g.reshape(-1, 1), c.reshape(-1, 1, 1))
     gradient, curvature = np.zeros(u.shape), np.zeros((*u.shape, u.shape[1]))
     gradient[:, where] = g
     curvature[:, where, where] = c

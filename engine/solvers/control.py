@@ -34,5 +34,5 @@ def first_step(z: Array, velocity: Array, rtol: float, atol: float, *, fraction:
 def remaining_budget_step(left: Array, evaluations: Array) -> Array:
     """The shortest step now from which ``evaluations`` growing steps still cover ``left``."""
     # Beyond 1,000 the floor is below any step anyway, and the power would overflow.
-    n = np.clip(evaluations, 1, 1000)
+    n = np.minimum(np.maximum(evaluations, 1), 1000)
     return left * (BUDGET_GROWTH - 1) / (BUDGET_GROWTH**n - 1)

@@ -25,23 +25,27 @@ Hochbruck and Ostermann, "Exponential integrators", Acta Numerica 2010; Hairer a
 Differential Equations II", IV.7 (the L-stable method).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray as Array
 
-from engine.batch import Batch, Status
+from engine.batch import DONE, NONFINITE, STEP_UNDERFLOW, Batch
 from engine.clock import CLOCKS
 from engine.errors import SolveError
 from engine.flow import Flow, Point
 from engine.solvers.control import first_step, remaining_budget_step, root_mean_square
+from engine.solvers.linear import Linear
 
 GAMMA = 1 - 1 / np.sqrt(2)
 # c1 S + c2 S^2 + c3 S^3 agrees with phi up to h^3; minus gamma S + (1 - gamma) S^2 it estimates the latter's error.
 POWERS = np.array([1.0, 2.0, 3.0])
 THIRD_ORDER = np.linalg.solve([POWERS**0, GAMMA * POWERS, GAMMA**2 * POWERS * (POWERS + 1) / 2], [1, 1 / 2, 1 / 6])
 PHI_ERROR = THIRD_ORDER - np.array([GAMMA, 1 - GAMMA, 0.0])
+# Weights of h S F, h S^2 F, ...: the step; the error of the rational function; and h S^2 (F + A d), which is
+# h S^3 F (2 - 1 / gamma) + h S^4 F (1 / gamma - 1), because gamma h A S = S - I.
+STEP = np.array([[GAMMA, 1 - GAMMA, 0.0, 0.0]])
+JUDGED = np.vstack([STEP, [*PHI_ERROR, 0.0], [0.0, 0.0, 2 - 1 / GAMMA, 1 / GAMMA - 1]])
 # Step factors per accepted or rejected step. The error estimate is of second order in h; kinks make it jump, and a
 # safety of 0.7 instead of 0.9 trades shorter steps for fewer rejections (trained faces: equal errors, 7 % cheaper).
 SAFETY, SHRINK, GROW, EXPONENT = 0.7, 0.2, 5.0, 0.5
@@ -70,75 +74,23 @@ def fixed_clock(done: Array, count: int) -> Array:
     return LENGTH * (done / count) ** FIXED_POWER
 
 
-class Linear:
-    """S = (I - c A)^-1 and A for m rows with r columns each.
+@dataclass(slots=True)
+class Trial:
+    """Steps of n rows that are not judged yet.
 
-    jacobian (m, r, d) = J, gradient (m, d) = F, curvature (m, r, r) = C, shift (m,) = lambda, c (m,) = gamma h
-
-    A vector x = a F + J^T y is kept as (a, y, J x), one array (m, 1 + r + r, 1): only ``project`` and ``expand`` touch
-    vectors of d numbers.
+    z (n, width)           where they lead
+    h, passes (n,)         how long they are, and how far the clock goes with them
+    linear, expected       the linear flow, and h S^2 times the gradient that it has there, as (a, y), (n, 1 + r)
+    doubt (n,)             the error of the rational function, a root mean square
     """
 
-    def __init__(self, jacobian: Array, gradient: Array, curvature: Array, shift: Array, c: Array):
-        self.jacobian, self.gradient, self.curvature = jacobian, gradient, curvature
-        self.y, self.seen = slice(1, 1 + jacobian.shape[1]), slice(1 + jacobian.shape[1], None)
-        self.shift = shift[:, None, None]
-        c = c[:, None, None]
-        self.scale = 1 / (1 + c * self.shift)
-        c = c * self.scale
-        self.gram = np.matmul(jacobian, jacobian.swapaxes(1, 2)).astype(float)
-        self.ahead = self.project(gradient)
-        # Woodbury: (I + c J^T C J)^-1 = I - J^T (I + c C G)^-1 c C J; the system is singular by rounding only.
-        system = np.eye(jacobian.shape[1]) + c * np.matmul(curvature, self.gram)
-        core = solve_each(system, c * curvature)
-        self.back = np.concatenate([np.zeros_like(self.ahead.swapaxes(1, 2)), core, np.matmul(self.gram, core)], axis=1)
-
-    def project(self, x: Array) -> Array:
-        """J x: (m, d) -> (m, r, 1) float64."""
-        return np.matmul(self.jacobian, x[:, :, None]).astype(float)
-
-    def along(self, length: Array) -> Array:
-        """length F, for length (m,)."""
-        length = length[:, None, None]
-        return np.concatenate([length, np.zeros_like(self.ahead), length * self.ahead], axis=1)
-
-    def solve(self, x: Array) -> Array:
-        """S x."""
-        return self.scale * (x - np.matmul(self.back, x[:, self.seen]))
-
-    def powers(self, h: Array, count: int) -> list[Array]:
-        """h S F, h S^2 F, and so on."""
-        found = [self.along(h)]
-        for _ in range(count):
-            found.append(self.solve(found[-1]))
-        return found[1:]
-
-    @staticmethod
-    def moved(powers: list[Array]) -> Array:
-        """The step that they give."""
-        return GAMMA * powers[0] + (1 - GAMMA) * powers[1]
-
-    def defect(self, after: Array, move: Array) -> Array:
-        """F(trial) - F - A (trial - z) for after (m, d) = F(trial), of which (a, y) tell all but F(trial) itself."""
-        y = np.matmul(self.curvature, move[:, self.seen]) + self.shift * move[:, self.y]
-        a = self.shift * move[:, :1] - 1
-        return np.concatenate([a, y, self.project(after) + a * self.ahead + np.matmul(self.gram, y)], axis=1)
-
-    def expand(self, *vectors: Array) -> list[Array]:
-        """The vectors themselves, (m, d) each."""
-        short = np.concatenate(vectors, axis=2).astype(self.gradient.dtype)
-        full = np.matmul(short[:, self.y].swapaxes(1, 2), self.jacobian)
-        return [short[:, 0, i, None] * self.gradient + full[:, i] for i in range(len(vectors))]
-
-
-def solve_each(systems: Array, right: Array) -> Array:
-    """np.linalg.solve, but a system that is singular in double precision gives not-a-number for its own row."""
-    try:
-        return np.linalg.solve(systems, right)
-    except np.linalg.LinAlgError:
-        if len(systems) == 1:
-            return np.full_like(right, np.nan)
-        return np.concatenate([solve_each(systems[i : i + 1], right[i : i + 1]) for i in range(len(systems))])
+    rows: Array
+    z: Array
+    h: Array
+    passes: Array
+    linear: Linear
+    expected: Array
+    doubt: Array
 
 
 def is_finite(point: Point) -> Array:
@@ -177,110 +129,118 @@ class GaussNewton:
         if self.steps is not None:
             return self.march(flow, batch, rows, self.steps)
         is_new = batch.evaluations[rows] == 0
-        old, z = rows[~is_new], batch.z[rows]
-        h, passes = self.choose(batch, old)
-        trial, errors, moves = self.propose(batch, old, h)
-        z[~is_new] = trial
+        new = np.count_nonzero(is_new)  # one of numpy's few fast questions
+        if not new:
+            trial = self.propose(batch, rows)
+            point = flow.evaluate(batch, rows, trial.z, linear=True)
+            return self.decide(batch, trial, point, self.error(batch, trial, point))
+        z = batch.z[rows]
+        trial = self.propose(batch, rows[~is_new]) if new < len(rows) else None
+        if trial is not None:
+            z[~is_new] = trial.z
         point = flow.evaluate(batch, rows, z, linear=True)
-        batch.evaluations[rows] += 1
-        if is_new.any():
-            self.start(batch, rows[is_new], point.some(is_new))
+        self.start(batch, rows[is_new], point.some(is_new))
+        if trial is not None:
             point = point.some(~is_new)
-        for part, linear, move in moves:
-            after = point.gradient[part]
-            (known,) = linear.expand(linear.solve(linear.solve(linear.defect(after, move))))
-            error = known + (linear.scale**2)[:, 0].astype(after.dtype) * after
-            errors[part] = np.maximum(errors[part], 0.5 * h[part] * root_mean_square(error))
-        errors /= self.atol + self.rtol * root_mean_square(trial - batch.origin[old])
-        self.decide(batch, old, trial, point, h, passes, errors)
+            self.decide(batch, trial, point, self.error(batch, trial, point))
 
     def march(self, flow: Flow, batch: Batch, rows: Array, steps: int) -> None:
         """One of so many fixed steps, to where the linear flow leads. Nothing is judged there, or computed."""
-        z = batch.z[rows]
-        point = flow.evaluate(batch, rows, z, linear=True)
-        self.store(batch, rows, slice(None), point)
-        clock = fixed_clock(batch.steps[rows] + 1, steps)
-        for part, linear in self.linearised(batch, rows, GAMMA * (h := clock - batch.clock[rows])):
-            (moved,) = linear.expand(linear.moved(linear.powers(h[part], 2)))
-            z[part] += moved
+        part = batch.part(rows)
+        z, clock = batch.z[part], fixed_clock(batch.steps[part] + 1, steps)
+        point, h = flow.evaluate(batch, rows, z, linear=True), clock - batch.clock[part]
+        linear = Linear(point.jacobian, point.gradient, point.curvature, *self.rates(batch, part, h))
+        (moved,) = linear.expand(linear.powers(h[:, None, None] * STEP[:, :2]))
+        batch.evaluations[part] += 1
         finite = is_finite(point)
-        going, failed = rows[finite], rows[~finite]
-        batch.z[going], batch.clock[going] = z[finite], clock[finite]
-        batch.steps[going] += 1
-        batch.evaluations[rows] += 1
-        batch.is_measured[going] = False
-        batch.status[failed] = Status.NONFINITE
+        if np.count_nonzero(finite) < len(rows):
+            batch.status[rows[~finite]] = NONFINITE
+            rows, z, moved, clock = rows[finite], z[finite], moved[finite], clock[finite]
+            part = batch.part(rows)
+        batch.z[part], batch.clock[part], batch.is_measured[part] = z + moved, clock, False
+        batch.steps[part] += 1
         # At the end only w, the logits and log p are wanted: who takes the row out measures it, its last evaluation.
-        ended = going[batch.steps[going] == steps]
+        ended = rows[batch.steps[part] == steps]
         batch.evaluations[ended] += 1
-        batch.status[ended] = Status.DONE
+        batch.status[ended] = DONE
 
     def start(self, batch: Batch, rows: Array, point: Point) -> None:
-        self.store(batch, rows, slice(None), point)
+        batch.evaluations[rows] = 1
+        self.store(batch, rows, point)
         batch.step[rows] = first_step(batch.z[rows], batch.gradient[rows], rtol=0, atol=1, fraction=FIRST_STEP)
-        batch.status[rows[~is_finite(point)]] = Status.NONFINITE
+        batch.status[rows[~is_finite(point)]] = NONFINITE
 
-    def propose(self, batch: Batch, rows: Array, h: Array) -> tuple[Array, Array, list]:
-        """Where steps of h lead (n, width), the errors of the rational function (n,), moves with their linear flows."""
-        z = batch.z[rows]
-        trial, errors, moves = np.empty_like(z), np.zeros(len(rows)), []
-        for part, linear in self.linearised(batch, rows, GAMMA * h):
-            powers = linear.powers(h[part], 3)
-            move = linear.moved(powers)
-            moved, phi_error = linear.expand(move, np.einsum("k,kmri->mri", PHI_ERROR, powers))
-            trial[part], errors[part] = z[part] + moved, root_mean_square(phi_error)
-            moves.append((part, linear, move))
-        return trial, errors, moves
+    def propose(self, batch: Batch, rows: Array) -> Trial:
+        """Where the rows' steps lead, with the error of the rational function as yet."""
+        part = batch.part(rows)
+        columns = batch.columns[part]
+        r = columns.max()
+        h, passes = self.choose(batch, part)
+        linear = Linear(batch.jacobian[part, :r], batch.gradient[part], batch.curvature[part, :r, :r],
+                        *self.rates(batch, part, h))  # fmt: skip
+        short = linear.powers(h[:, None, None] * JUDGED)
+        moved, doubt = linear.expand(short[:, :2])
+        return Trial(rows, batch.z[part] + moved, h, passes, linear, short[:, 2], root_mean_square(doubt))
 
-    def linearised(self, batch: Batch, rows: Array, c: Array) -> Iterator[tuple[Array | slice, Linear]]:
-        """Of the rows, by width: their positions and their linear flows."""
-        for part, r in batch.by_width(rows):
-            some = rows[part]
-            yield part, Linear(batch.jacobian[some, :r], batch.gradient[some], batch.curvature[some, :r, :r],
-                               2 * NEAR_STRETCH * batch.near[some], c[part])  # fmt: skip
+    def rates(self, batch: Batch, part: Array | slice, h: Array) -> tuple[Array, Array, Array]:
+        """lambda and c of the linear flow for steps h (n,), and how many columns the rows have."""
+        return 2 * NEAR_STRETCH * batch.near[part], GAMMA * h, batch.columns[part]
 
-    def choose(self, batch: Batch, rows: Array) -> tuple[Array, Array]:
+    def choose(self, batch: Batch, part: Array | slice) -> tuple[Array, Array]:
         """The step of each row, and how far its clock goes; further than the step where the budget forces it."""
-        left = LENGTH - batch.clock[rows]
-        floor = remaining_budget_step(left, self.max_evaluations - batch.evaluations[rows])
-        wanted = np.minimum(batch.step[rows], left)
-        return np.maximum(wanted, np.minimum(floor, batch.reach[rows])), np.maximum(wanted, floor)
+        left = LENGTH - batch.clock[part]
+        floor = remaining_budget_step(left, self.max_evaluations - batch.evaluations[part])
+        wanted = np.minimum(batch.step[part], left)
+        return np.maximum(wanted, np.minimum(floor, batch.reach[part])), np.maximum(wanted, floor)
 
-    def decide(self, batch: Batch, rows: Array, trial: Array, point: Point, h: Array, passes: Array,
-               error: Array) -> None:  # fmt: skip
+    def error(self, batch: Batch, trial: Trial, point: Point) -> Array:
+        """Of the trials, in units of what the way from the rows' starts allows (n,)."""
+        bend = trial.linear.twice(trial.h[:, None].astype(trial.z.dtype) * point.gradient, trial.expected)
+        way = root_mean_square(trial.z - batch.origin[batch.part(trial.rows)])
+        return np.maximum(trial.doubt, 0.5 * root_mean_square(bend)) / (self.atol + self.rtol * way)
+
+    def decide(self, batch: Batch, trial: Trial, point: Point, error: Array) -> None:
         """Accept or reject each row's trial, set its next step and status."""
-        finite = np.isfinite(error) & np.isfinite(point.logp)
+        rows, part, h = trial.rows, batch.part(trial.rows), trial.h
+        finite = np.isfinite(error + point.logp)
+        batch.evaluations[part] += 1
         # The last evaluation of the budget is taken as it comes: there is none left to try again with.
-        forced = (passes > batch.step[rows]) | (batch.evaluations[rows] >= self.max_evaluations)
-        accepted = finite & ((error <= 1) | (forced & (point.logp >= batch.logp[rows])))
+        forced = (trial.passes > batch.step[part]) | (batch.evaluations[part] >= self.max_evaluations)
+        accepted = finite & ((error <= 1) | (forced & (point.logp >= batch.logp[part])))
         factor = SAFETY * np.maximum(np.where(finite, error, np.inf), 1e-10) ** -EXPONENT
         # After a rejection the step does not grow at once: the same kink is still ahead.
-        batch.step[rows] = h * np.clip(factor, SHRINK, np.where(accepted, GROW, 1.0))
-        reach = np.where(accepted, batch.reach[rows] * REACH_GROW, h * REACH_SHRINK)
-        batch.reach[rows] = np.where(forced, reach, batch.reach[rows])
-        batch.forced[rows[forced]] += 1
-        done, passed = rows[accepted], accepted | forced
-        batch.z[done] = trial[accepted]
-        batch.clock[rows[passed]] += passes[passed]
-        batch.steps[done] += 1
-        batch.rejected[rows[~accepted]] += 1
-        self.store(batch, done, accepted, point)
-        batch.status[rows[batch.clock[rows] >= LENGTH * (1 - 1e-12)]] = Status.DONE
-        batch.status[rows[~finite & forced]] = Status.NONFINITE
-        batch.status[rows[~passed & (batch.step[rows] < SMALLEST_STEP)]] = Status.STEP_UNDERFLOW
+        batch.step[part] = h * np.minimum(np.maximum(factor, SHRINK), np.where(accepted, GROW, 1.0))
+        if np.count_nonzero(forced):
+            reach = np.where(accepted, batch.reach[part] * REACH_GROW, h * REACH_SHRINK)
+            batch.reach[part] = np.where(forced, reach, batch.reach[part])
+            batch.forced[part] += forced
+        batch.clock[part] += np.where(accepted | forced, trial.passes, 0.0)
+        batch.steps[part] += accepted
+        all_well = np.count_nonzero(accepted) == len(rows)
+        if all_well:
+            batch.z[part] = trial.z
+            self.store(batch, rows, point)
+        else:
+            batch.rejected[part] += ~accepted
+            batch.z[rows[accepted]] = trial.z[accepted]
+            self.store(batch, rows[accepted], point.some(accepted))
+        batch.status[rows[batch.clock[part] >= LENGTH * (1 - 1e-12)]] = DONE
+        if not all_well:
+            batch.status[rows[~finite & forced]] = NONFINITE
+            stuck = ~accepted & ~forced & (batch.step[part] < SMALLEST_STEP)
+            batch.status[rows[stuck]] = STEP_UNDERFLOW
 
-    def store(self, batch: Batch, rows: Array, part: Array | slice, point: Point) -> None:
+    def store(self, batch: Batch, rows: Array, point: Point) -> None:
         """Keep what the next step starts from."""
-        r = point.curvature.shape[1]
-        gradient, jacobian = point.gradient[part], point.jacobian[part][:, :r]
-        late = batch.evaluations[rows] > self.max_evaluations / 2
-        if self.steps is None and late.any():
-            before = batch.jacobian[rows[late], :r]
-            change = (before - jacobian[late]) / 2
-            jacobian[late] += change
-            for slot, weight in enumerate(point.cotangents[part][late].T.astype(gradient.dtype)):
-                gradient[late] += weight[:, None] * change[:, slot]
-        batch.keep(rows, point.logp[part], point.w[part], point.logits[part])
-        batch.gradient[rows] = gradient
-        batch.jacobian[rows, :r] = jacobian
-        batch.curvature[rows, :r, :r] = point.curvature[part]
+        part, r = batch.part(rows), point.curvature.shape[1]
+        is_late = batch.evaluations[part] > self.max_evaluations / 2
+        late = rows[is_late]
+        before = batch.jacobian[late, :r]
+        batch.keep(part, point.logp, point.w, point.logits)
+        batch.gradient[part] = point.gradient
+        batch.jacobian[part, :r] = point.jacobian
+        batch.curvature[part, :r, :r] = point.curvature
+        if len(late):
+            change = (before - point.jacobian[is_late]) / 2
+            batch.jacobian[late, :r] += change
+            batch.gradient[late] += np.einsum("nr,nrd->nd", point.cotangents[is_late].astype(change.dtype), change)
