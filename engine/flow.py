@@ -114,7 +114,7 @@ class Flow:
                           *, slopes: bool = True) -> tuple[Array, Array, Array]:  # fmt: skip
         """The same by ``Field.linearise``; without slopes nothing is pulled back."""
         assert self.field.linearise is not None
-        label, part = batch.label[rows] if self.labels else None, batch.part(rows)
+        label = batch.label[rows] if self.labels else None
         if routing.heads is None:
             everybody = np.arange(len(rows))
             routing.heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype))
@@ -123,7 +123,7 @@ class Flow:
         if not slopes:
             heads, some = {name: (who, seeds[:0]) for name, (who, seeds) in heads.items()}, slice(0)
         near = routing.near[some]
-        w, found, pulled = self.field.linearise(z, batch.psi[part], label, heads, routing.pair_row[some],
+        w, found, pulled = self.field.linearise(z, batch.psi[rows], label, heads, routing.pair_row[some],
                                                 routing.source[some], near, batch.anchor_w[rows[near]])  # fmt: skip
         return w, self.all_logits(len(rows), routing, found, z.dtype), pulled
 

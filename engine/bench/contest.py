@@ -82,12 +82,19 @@ class Bench:
             lines.append({"contestant": name, "unit": "ms", **asdict(times[name]), **examined(examine, answer)})
         self.log.write({**setting, **line} for line in lines)
 
-    def ours(self) -> dict[str, dict[str, str | None]]:
-        """Our contestants with their settings: the default, and every other runtime and precision that is installed."""
+    def ours(self, *, pictures: bool = False) -> dict[str, dict[str, str | None]]:
+        """Our contestants with their settings: the default, and every other runtime and precision that is installed.
+
+        Each solver and each decoder takes part once: some runtimes differ in one of the two only.
+        """
         chosen, found = open_runtime(self.bundle, "auto").name, {"ours": {}}
+        if not pictures:
+            _, *others = RUNTIMES[chosen].precisions.get("cpu", (None,))
+            found |= {f"ours, {precision}": {"precision": precision} for precision in others}
+        # numpy is the judge's; openvino solves as the default does, and these two draw as it does.
+        left_out = {chosen, "numpy", *(("native", "onnxruntime") if pictures else ("openvino",))}
         for runtime, entry in RUNTIMES.items():
-            is_ours = "cpu" in entry.extras and runtime not in (chosen, "numpy")  # numpy is the judge's, no contestant
-            if is_ours and self.has(runtime):
+            if "cpu" in entry.extras and runtime not in left_out and self.has(runtime):
                 for precision in entry.precisions.get("cpu", (None,)):
                     name = f"ours on {runtime}{f' {precision}' if precision else ''}"
                     found[name] = {"runtime": runtime, "precision": precision}

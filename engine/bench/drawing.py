@@ -30,7 +30,7 @@ def decode(bench: Bench) -> None:
         for rows in (1, SEVERAL_ROWS) if bundle.generator.resolution <= SEVERAL_SIDE and not bench.quick else (1,):
             ws = golden_ws(bundle, rows)
             openers: Openers = {name: partial(open_decode, bench, bundle, ws, **settings)
-                                for name, settings in bench.ours().items()}  # fmt: skip
+                                for name, settings in bench.ours(pictures=True).items()}  # fmt: skip
             line = {"suite": "decode", **of_pictures(bundle), "rows": rows}
             bench.contest(line, {**openers, **bench.peers.decoders(bundle, ws)}, partial(examine_picture, bundle))
 
@@ -63,7 +63,7 @@ def end_to_end(bench: Bench) -> None:
     for bundle in bench.pictured:
         problem = Problem(bundle, ordinary(bundle, min(3, len(bundle.attributes))), 1)
         openers: Openers = {name: partial(open_picture, bench, problem, **settings)
-                            for name, settings in bench.ours().items()}  # fmt: skip
+                            for name, settings in bench.ours(pictures=True).items()}  # fmt: skip
         line = {**setting("end-to-end", problem), "resolution": bundle.generator.resolution}
         bench.contest(
             line, {**openers, **bench.peers.pictures(bundle, problem)}, partial(examine_solve, bench.judge, problem)

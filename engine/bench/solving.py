@@ -109,8 +109,10 @@ def solve(bench: Bench) -> None:
     for problem in problems(bench, SOLVES):
         openers: Openers = {name: partial(open_solve, bench, problem, **settings)
                             for name, settings in bench.ours().items()}  # fmt: skip
-        for steps in FIXED:
-            openers[f"ours, {steps} steps"] = partial(open_solve, bench, problem, steps=steps)
+        for name, settings in bench.ours().items():
+            if "runtime" not in settings:
+                openers |= {f"{name}, {steps} steps": partial(open_solve, bench, problem, steps=steps, **settings)
+                            for steps in FIXED}  # fmt: skip
         bench.contest(setting("solve", problem), {**openers, **bench.peers.solvers(problem)},
                       partial(examine_solve, bench.judge, problem))  # fmt: skip
 
