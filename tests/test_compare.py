@@ -9,8 +9,9 @@ import pytest
 from engine.cli.console import BAD_INPUT, CHECK_FAILED, OK
 from engine.errors import LaceError
 from trainer import cli_eval, metrics
-from trainer.evaluation.compare import FORM, MOMENTS, compare, load, packed, unpacked, weighted_moments
-from trainer.evaluation.statistics import bootstrap, half_width
+from trainer.evaluation.compare import FORM, MOMENTS, compare, load, packed, unpacked
+from trainer.evaluation.nearness import frechet_change, weighted_moments, widest
+from trainer.evaluation.statistics import bootstrap, bootstrap_rms, half_width
 
 SETTINGS = {"protocol": 1, "count": 200, "seed": 0, "label": None, "truncation": 0.7, "attributes": {}, "judge": "j",
             "identity": "i"}  # fmt: skip
@@ -63,6 +64,36 @@ def test_a_change_is_told_from_chance(tmp_path):
     assert fid.low > 0
     better = compare(load(tmp_path / "c"), first)
     assert [(c.significant, c.worse) for c in better] == [(True, False)] * 2
+
+
+def test_the_interval_of_a_difference_of_errors_is_paired():
+    rng = np.random.default_rng(3)
+    before = np.abs(rng.normal(0, 1, 64))
+    low, high = bootstrap_rms(before, 0.8 * before)
+    whole = -0.2 * np.sqrt(np.mean(before**2))
+    assert low < whole < high < 0
+    assert bootstrap_rms(before, before) == (0, 0)
+
+
+def test_what_decides_a_distance_from_renders():
+    rng = np.random.default_rng(4)
+    real = rng.standard_normal((4000, 3)) * (0.1, 3.0, 0.1) + (0, 1, 0)
+    found = widest(metrics.moments(real))
+    assert found.share > 0.99
+    assert found.far(real) == pytest.approx(0.0455, abs=0.01)  # of a normal law
+    assert found.distance(real) < 1e-6
+    assert found.distance(real * (1, 0.5, 1)) == pytest.approx(0.25 + 2.25, rel=0.05)
+    near, far = real[:100], real[:100] * (1, 0.5, 1)
+    low, high, _ = frechet_change(metrics.moments(real), near, far)
+    assert 0 < low < high
+    only = np.zeros(100)
+    only[:50] = 1
+    other = far.copy()
+    other[50:] = 1e3  # rows without a picture do not count
+    counted = (1.0, only)
+    assert frechet_change(metrics.moments(real), near, other, counted) == pytest.approx(
+        frechet_change(metrics.moments(real), near, far, counted)
+    )
 
 
 def test_moments_of_resampled_rows():

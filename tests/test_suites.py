@@ -17,8 +17,9 @@ from tests.evaluation import Embedding, made_once, make_study, straight_world
 from tests.worlds import random_world
 from trainer import cli_eval, identity
 from trainer.evaluation import OURS, SUITES, conditional, editing, logic, plots, runner, solvers, study, zero_shot
-from trainer.evaluation.goals import goals
-from trainer.evaluation.methods import solved_by
+from trainer.evaluation.exceptions import shortfalls
+from trainer.evaluation.goals import ahead, goals
+from trainer.evaluation.methods import METHODS, solved_by
 from trainer.evaluation.store import Cell, Store
 from trainer.evaluation.study import as_labels, at_end, check_world, stacked
 from trainer.evaluation.targets import MARGIN, Targets, draw, fixed, holds, scores, sets
@@ -138,19 +139,30 @@ def test_verdicts_on_the_trajectory():
     def found(rms, evaluations):
         return {"error": {"rms": rms}, "evaluations": evaluations}
 
-    def judged(ours, paper, doubt=0.01):
-        verdict = solvers.verdict({solvers.DEFAULT: ours, solvers.PAPER: paper}, {"doubt": {"rms": doubt}})
+    def judged(ours, paper, low, high, doubt=0.01):
+        difference = {"low": low, "high": high, "nearer": 0.5}
+        verdict = solvers.verdict({solvers.DEFAULT: ours, solvers.PAPER: paper}, {"doubt": {"rms": doubt}}, difference)
         return verdict["near"], verdict["cheap"]
 
-    assert judged(found(0.1, 30), found(0.2, 300)) == (True, True)
-    assert judged(found(0.3, 31), found(0.2, 300)) == (False, False)
-    assert judged(found(0.3, 31), found(0.2, 300), doubt=0.5) == (None, False)
+    assert judged(found(0.1, 30), found(0.2, 300), -0.15, -0.05) == (True, True)
+    assert judged(found(0.1, 30), found(0.2, 300), -0.3, 0.1) == (None, True)
+    assert judged(found(0.3, 31), found(0.2, 300), 0.05, 0.15) == (False, False)
+    assert judged(found(0.3, 31), found(0.2, 300), 0.05, 0.15, doubt=0.5) == (None, False)
     end, exact, start = np.array([[1.0, 1.0], [2.0, 0.0]]), np.array([[1.0, 0.0], [2.0, 0.0]]), np.zeros((2, 2))
     distance = solvers.distances(end, exact, start)
     np.testing.assert_allclose(distance, [1 / np.sqrt(2.5), 0])
     assert solvers.summary(distance)["median"] == pytest.approx(distance[0] / 2)
     assert solvers.determined(np.array([0.01, 0.4])).tolist() == [True, False]
     assert solvers.determined(np.array([0.3, 0.4])).all()
+
+
+def test_the_default_and_the_papers_solver_are_paired_on_rows_with_a_known_end():
+    doubt, ours, paper = np.array([0.0, 0.0, 0.9, 0.0]), np.array([0.1, 0.2, 0, 0.1]), np.array([0.3, 0.3, 0, 0.05])
+    rows = {"reference": {"doubt": doubt}, solvers.DEFAULT: {"distance": ours}, solvers.PAPER: {"distance": paper}}
+    found = solvers.paired({f"solvers/one/{label}": Cell({}, arrays) for label, arrays in rows.items()}, "one")
+    assert found["nearer"] == pytest.approx(2 / 3)
+    assert found["low"] == pytest.approx(-0.2, abs=1e-6)  # the first row three times
+    assert found["high"] == pytest.approx(0.05, abs=1e-6)  # the last row three times
 
 
 def run(made, *options: str) -> int:
@@ -176,6 +188,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(solvers, "problems", lambda study: dict([*asked(study).items()][:1]))
     for name in ("langevin", "sde", "predictor-corrector", "dopri5 (paper)"):
         monkeypatch.setitem(conditional.METHODS, name, solved_by(Langevin(steps=2)))
+    monkeypatch.setattr(conditional, "converged", solved_by(Langevin(steps=2)))
     monkeypatch.setitem(editing.METHODS, editing.PAPER, editing.free)
     file = tmp_path / "identity.safetensors"
     file.write_bytes(b"not read")
@@ -215,6 +228,53 @@ def test_goals_name_what_falls_short():
     single = {"cost": 1.2, "step_identity": 0.4, "single_identity": 0.5}
     (goal,) = goals({"editing": {"methods": {OURS: single}}})
     assert (goal["met"], goal["found"].startswith("1.20 times")) == (False, True)
+
+
+def table(**changes: dict) -> dict:
+    """Facts of a table of training targets in which ours is ahead of every baseline, but for ``changes``."""
+    facts = {"acc": 0.9, "fid": 0.2, "evaluations": 100, "energy": 1.0, "moved": 1.0, "widest": 0.1, "far": 0.01,
+             "ahead": {"mean": 0.05, "low": 0.04, "high": 0.06}}  # fmt: skip
+    ours = {**facts, "acc": 0.95, "fid": 0.1, "evaluations": 20}
+    methods = {**dict.fromkeys((conditional.RENDERS, *METHODS), facts), OURS: ours, conditional.CONVERGED: ours}
+    return {name: {**made, **changes.get(name, {})} for name, made in methods.items()}
+
+
+def test_every_lead_of_a_baseline_is_told_with_its_reason():
+    def told(methods):
+        return list(shortfalls("one", methods, {"share": 0.6, "far": 0.05}))
+
+    assert told(table()) == []
+    behind = {"acc": 0.96, "ahead": {"mean": -0.01, "low": -0.03, "high": 0.01}}
+    (chance,) = told(table(sde=behind))
+    assert ("may be chance" in chance.why, chance.certain) == (True, False)
+    sure = {**behind, "ahead": {"mean": -0.01, "low": -0.02, "high": -0.005}}
+    (flow,) = told(table(sde=sure))
+    assert ("the flow itself" in flow.why, flow.certain) == (True, True)
+    (solver,) = told(table(sde=sure, converged={"acc": 0.957}))
+    assert "our solver's own error makes 0.0070 of the difference" in solver.why
+    nearer = {"fid": 0.08, "farther": {"mean": 0.02, "low": 0.01, "high": 0.03}}
+    (distance,) = told(table(langevin=nearer, ours={"widest": 0.11}))
+    assert ("the flow itself" in distance.why, "0.010 of the difference" in distance.why) == (True, True)
+    assert told(table(langevin={"fid": 0.096})) == []  # nearer by less than what counts as equal
+    assert len(told(table(langevin=nearer, sde=sure))) == 2
+    without = {name: made for name, made in table(sde=sure).items() if name != conditional.CONVERGED}
+    (open_,) = told(without)
+    assert (open_.why, str(open_).endswith("Why is not known")) == ("", True)
+
+
+@pytest.mark.parametrize(("change", "found", "met"), [
+    ({}, "everywhere", True),
+    ({"sde": {"acc": 0.96, "ahead": {"mean": -0.01, "low": -0.02, "high": -0.005}}},
+     "1 of 14 comparisons fall short, 1 by more than chance, each with its reason below", True),
+])  # fmt: skip
+def test_a_lead_of_a_baseline_needs_a_reason(change, found, met):
+    facts = {"sets": {"two": {"training": table(**change)}}, "renders": {"share": 0.6, "far": 0.05}}
+    goal = ahead(facts)
+    assert (goal.found, goal.met) == (found, met)
+    if change:
+        del facts["sets"]["two"]["training"][conditional.CONVERGED]
+        goal = ahead(facts)
+        assert (goal.found.endswith("1 of them without a reason"), goal.met) == (True, False)
 
 
 @pytest.mark.parametrize(("options", "message"), [

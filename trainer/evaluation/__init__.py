@@ -8,7 +8,8 @@ logic         AND, OR, NOT, nested, bounds
 solvers       accuracy and distance from a converged solution against evaluations
 
 study.py holds what all of them share, methods.py and baselines.py what they compare, store.py what is finished.
-tables.py, plots.py, sheets.py and report.py write it down; compare.py puts two reports side by side.
+goals.py says what was reached, exceptions.py where a baseline is ahead and why; statistics.py and nearness.py hold the
+intervals. tables.py, plots.py, sheets.py and report.py write it down; compare.py puts two reports side by side.
 """
 
 # suite: its module, which gives cells(study) and facts(study, cells)

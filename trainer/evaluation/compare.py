@@ -16,9 +16,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.errors import LaceError
-from trainer.evaluation.statistics import bootstrap, resampled
+from trainer.evaluation.nearness import frechet_change
+from trainer.evaluation.statistics import bootstrap
 from trainer.evaluation.store import read_arrays
-from trainer.metrics import Moments, frechet_distance
+from trainer.metrics import Moments, frechet_distance, moments
 
 FORM = "lace-eval suites"
 REPORT, ROWS = "report.json", "rows.npz"
@@ -28,7 +29,6 @@ BETTER = {
     "acc": 1, "holds": 1, "heads": 1, "true": 1, "step_identity": 1, "first_identity": 1, "single_identity": 1,
     "kept_classes": 1, "moved_values": -1, "energy": -1, "evaluations": -1, "distance": -1, "fid": -1,
 }  # fmt: skip
-FID_RESAMPLES = 200
 LEVEL = 0.05  # chance of one false alarm in the whole comparison
 FEATURES, MOMENTS = "features", "reference"  # keys in ROWS
 
@@ -129,20 +129,8 @@ def distances(a: Report, b: Report) -> Iterator[Difference]:
         if kind != FEATURES or name not in b.rows or b.rows[name].shape != before.shape:
             continue
         pair = [np.asarray(features, np.float64) for features in (before, b.rows[name])]
-        whole = [frechet_distance(reference, weighted_moments(x, np.ones(len(x)))) for x in pair]
-        draws = resampled(len(before), seed=0, resamples=FID_RESAMPLES)
-        spread = [[frechet_distance(reference, weighted_moments(x, weights)) for x in pair] for weights in draws]
-        change = np.array(spread) @ (-1.0, 1.0)
-        low, high = np.quantile(change, (0.025, 0.975))
-        yield (cell, "fid"), *whole, (float(low), float(high), float(change.std()))
-
-
-def weighted_moments(features: Array, weights: Array) -> Moments:
-    """Moments of features (n, d), each counted ``weights`` (n,) times."""
-    count = weights.sum()
-    mean = weights @ features / count
-    centred = features - mean
-    return Moments(mean, (centred * weights[:, None]).T @ centred / max(count - 1, 1), int(count))
+        before_fid, after_fid = (frechet_distance(reference, moments(x)) for x in pair)
+        yield (cell, "fid"), before_fid, after_fid, frechet_change(reference, *pair)
 
 
 def packed(moments: Moments) -> Array:

@@ -12,7 +12,8 @@ from numpy import ndarray as Array
 
 from trainer import metrics
 from trainer.evaluation import OURS
-from trainer.evaluation.methods import METHODS, Outcome
+from trainer.evaluation.methods import METHODS, Outcome, converged
+from trainer.evaluation.nearness import EQUAL, frechet_change
 from trainer.evaluation.statistics import bootstrap, half_width
 from trainer.evaluation.store import Cell
 from trainer.evaluation.study import SHOWN, Study
@@ -22,6 +23,8 @@ from trainer.faces import ATTRIBUTES, Factors, render, sample_factors
 # Real pictures with the wanted labels: how often the judge agrees with the truth, and the least Fréchet distance that
 # as many pictures can have.
 RENDERS = "renders"
+# Where the flow itself leads, without any solver's error; for training targets only, of which the goals ask why.
+CONVERGED = "converged"
 NOTHING = 240  # the grey of a row without an answer
 
 
@@ -30,8 +33,13 @@ def cells(study: Study) -> dict[str, Callable[[], Cell]]:
     groups = sets(study.attributes)
     return {
         f"conditional/{size}/{source}/{method}": partial(cell, study, method, source, groups[size])
-        for size in groups for source in SOURCES for method in (RENDERS, *METHODS)
+        for size in groups for source in SOURCES for method in rows_of(source)
     }  # fmt: skip
+
+
+def rows_of(source: str) -> tuple[str, ...]:
+    """The rows of a table: the truth, then the methods."""
+    return (RENDERS, *((CONVERGED,) if source == "training" else ()), *METHODS)
 
 
 def cell(study: Study, method: str, source: str, groups: Sequence[tuple[str, ...]]) -> Cell:
@@ -41,12 +49,13 @@ def cell(study: Study, method: str, source: str, groups: Sequence[tuple[str, ...
     for k, names in enumerate(groups):
         targets = draw(source, names, study.attributes, count, study.seed, first=k * count)
         parts.append(rendered(study, targets, source) if method == RENDERS else asked(study, method, targets))
-    return joined(study, source, parts, keep_features=method == OURS and source == "training")
+    return joined(study, source, parts, keep_features=source == "training")
 
 
 def asked(study: Study, method: str, targets: Targets) -> Cell:
     """What a method makes of the targets of one group."""
-    outcome = METHODS[method](study, study.requests(targets.conditions(study.attributes), targets.first))
+    solve = converged if method == CONVERGED else METHODS[method]
+    outcome = solve(study, study.requests(targets.conditions(study.attributes), targets.first))
     return measured(study, targets, outcome)
 
 
@@ -144,15 +153,33 @@ def kinds(study: Study, attributes: Mapping[str, float]) -> dict[str, float | No
 def facts(study: Study, found: Mapping[str, Cell]) -> dict:
     """JSON: {set: {source: {method: facts}}} and the groups of attributes.
 
-    ahead   in every method's facts: ACC of ours minus its own with a 95 % interval, paired by rows
+    ahead     in every method's facts: ACC of ours minus its own with a 95 % interval, paired by rows
+    farther   of methods that are nearer to the renders: Fréchet distance of ours minus their own, likewise
+    renders   what of them decides a Fréchet distance: the share of their variance along the widest direction, and the
+              share of them that are far out in it
     """
     tree: dict = {}
     for name, made in found.items():
         _, size, source, method = name.split("/")
-        ours = found[f"conditional/{size}/{source}/{OURS}"].rows["acc"]
-        difference = ours.astype(float) - made.rows["acc"]
+        ours = found[f"conditional/{size}/{source}/{OURS}"]
+        difference = ours.rows["acc"].astype(float) - made.rows["acc"]
         ahead = dict(zip(("low", "high"), bootstrap(difference), strict=False), mean=float(difference.mean()))
-        tree.setdefault(size, {}).setdefault(source, {})[method] = {**made.facts, "ahead": ahead}
+        own = tree.setdefault(size, {}).setdefault(source, {})[method] = {**made.facts, "ahead": ahead}
+        if method in METHODS and is_farther(ours.facts, made.facts):
+            own["farther"] = farther(study, ours, made)
     groups = {size: [list(names) for names in members] for size, members in sets(study.attributes).items()}
     classes = [name for name, attribute in study.attributes.items() if attribute.kind == "class"]
-    return {"groups": groups, "classes": classes, "sets": tree, "fid_from": len(study.reference)}
+    renders = {"share": study.widest.share, "far": study.widest.far(study.reference)}
+    return {"groups": groups, "classes": classes, "sets": tree, "fid_from": len(study.reference), "renders": renders}
+
+
+def is_farther(ours: Mapping, other: Mapping) -> bool:
+    """Is ours farther from the renders than the other method, of the facts of both?"""
+    known = ours.get("fid") is not None and other.get("fid") is not None
+    return known and ours["fid"] > EQUAL * other["fid"]
+
+
+def farther(study: Study, ours: Cell, other: Cell) -> dict[str, float]:
+    counted = [cell.rows["reached"] > 0 for cell in (other, ours)]
+    low, high, _ = frechet_change(study.reference_moments, other.other["features"], ours.other["features"], counted)
+    return {"mean": ours.facts["fid"] - other.facts["fid"], "low": low, "high": high}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation import OURS
-from trainer.evaluation.conditional import RENDERS
+from trainer.evaluation.conditional import CONVERGED, RENDERS, rows_of
 from trainer.evaluation.methods import METHODS
 from trainer.evaluation.solvers import DEFAULT, PAPER
 from trainer.evaluation.tables import SIZES
@@ -17,8 +17,9 @@ COLOURS = {
     RENDERS: "#000000", "plain": "#999999", "rejection": "#8a6d3b", "arithmetic": "#cc79a7", "langevin": "#e69f00",
     "sde": "#56b4e9", "predictor-corrector": "#0072b2", "dopri5 (paper)": "#009e73", OURS: "#d55e00",
     "arithmetic, conditional": "#7b3f6b", "ours, nothing kept": "#f0b27a", "paper": "#009e73", "lace": "#f0b27a",
-    "product": "#d55e00",
+    "product": "#d55e00", CONVERGED: "#7f2704",
 }  # fmt: skip
+MARKERS = {RENDERS: "*", CONVERGED: "x"}  # what is no method
 # Solvers by kind: colour, and which families belong to it.
 KINDS = {
     "gauss-newton, budgets": ("#d55e00", ("gauss-newton",)),
@@ -59,11 +60,13 @@ def conditional(facts: Mapping, folder: Path) -> None:
     sets = facts["sets"]
     figure, axes = panels(2, len(sets), 3.1, 2.9)
     for (size, sources), top, bottom in zip(sets.items(), axes[0], axes[1], strict=True):
-        for i, name in enumerate((RENDERS, *METHODS)):
+        for name in rows_of("training"):
             f = sources["training"][name]
-            if f["fid"] is not None:
-                top.scatter(f["fid"], f["acc"], color=COLOURS[name], marker="*" if name == RENDERS else "o", zorder=3,
-                            s=110 if name in (OURS, RENDERS) else 45, label=name)  # fmt: skip
+            # One without an answer for most rows lies so far off that it would squeeze the others together.
+            if f["fid"] is not None and f.get("reached", 1) > 0.5:
+                top.scatter(f["fid"], f["acc"], color=COLOURS[name], marker=MARKERS.get(name, "o"), label=name,
+                            s=110 if name in (OURS, RENDERS) else 45, zorder=4 if name in MARKERS else 3)  # fmt: skip
+        for i, name in enumerate(rows_of("uniform")):
             f = sources["uniform"][name]
             bottom.barh(-i, f["acc"], color=COLOURS[name], xerr=f["acc_half_width"], error_kw={"lw": 0.8})
             bottom.text(0.01, -i, f"{f['acc']:.3f}", va="center", ha="left", color="white", fontsize=8)

@@ -8,7 +8,7 @@ from pathlib import Path
 from numpy import ndarray as Array
 
 from trainer.data import save_atomically
-from trainer.evaluation import SUITES, plots, sheets
+from trainer.evaluation import OURS, SUITES, plots, sheets
 from trainer.evaluation.compare import FEATURES, FORM, MOMENTS, REPORT, ROWS, packed
 from trainer.evaluation.goals import goals
 from trainer.evaluation.origin import commit, machine, versions
@@ -52,7 +52,7 @@ def rows_of(run: Run) -> dict[str, Array]:
     for cells in run.cells.values():
         for name, cell in cells.items():
             found |= {f"{name}/{metric}": values for metric, values in cell.rows.items()}
-            if FEATURES in cell.other:
+            if FEATURES in cell.other and name.endswith(f"/{OURS}"):  # of all methods they would be many megabytes
                 found[f"{name}/{FEATURES}"] = cell.other[FEATURES]
     return found
 

@@ -37,3 +37,11 @@ def bootstrap(difference: Array, seed: int = 0) -> tuple[float, float, float]:
     means = resampled(len(difference), seed) @ difference.astype(np.float64) / len(difference)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high), float(means.std())
+
+
+def bootstrap_rms(before: Array, after: Array, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the root mean square of ``after`` (n,) minus that of ``before``, paired by rows."""
+    drawn = resampled(len(before), seed) / len(before)
+    change = np.sqrt(drawn @ np.square(after, dtype=float)) - np.sqrt(drawn @ np.square(before, dtype=float))
+    low, high = np.quantile(change, (0.025, 0.975))
+    return float(low), float(high)

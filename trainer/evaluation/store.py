@@ -20,7 +20,8 @@ CODE = (
     "trainer/identity.py", "trainer/metrics.py", "trainer/faces/*.py", "trainer/evaluation/*.py",
 )  # fmt: skip
 PRESENTATION = (
-    "tables.py", "plots.py", "sheets.py", "report.py", "compare.py", "goal_report.py", "goals.py", "show.py",
+    "tables.py", "plots.py", "sheets.py", "report.py", "compare.py", "goal_report.py", "goals.py", "exceptions.py",
+    "show.py",
 )  # fmt: skip
 MADE_IN = "made_in"  # seconds, among the facts of a cell
 

@@ -18,6 +18,7 @@ from kernels.noise import SEED_LIMIT
 from kernels.tape import evaluate as interpret
 from trainer import metrics
 from trainer.classifier import Classifier
+from trainer.evaluation.nearness import Widest, widest
 from trainer.evaluation.store import Cell, Store
 from trainer.faces import ATTRIBUTES
 
@@ -144,16 +145,22 @@ class Study:
     def reference_moments(self) -> metrics.Moments:
         return metrics.moments(self.reference)
 
+    @cached_property
+    def widest(self) -> Widest:
+        return widest(self.reference_moments)
+
     def near_renders(self, features: Array) -> dict[str, float | None]:
         """Fréchet distance, precision and recall of features (n, d) against renders; None for too few pictures.
 
         Precision and recall are taken with as many renders as pictures.
+        widest   the distance along the direction in which renders vary most;  far: share of pictures far out in it
         """
         if len(features) < 5:
-            return {"fid": None, "precision": None, "recall": None}
+            return dict.fromkeys(("fid", "precision", "recall", "widest", "far"))
         fid = metrics.frechet_distance(self.reference_moments, metrics.moments(features))
         precision, recall = metrics.precision_recall(self.reference[: len(features)], features)
-        return {"fid": fid, "precision": precision, "recall": recall}
+        return {"fid": fid, "precision": precision, "recall": recall, "widest": self.widest.distance(features),
+                "far": self.widest.far(features)}  # fmt: skip
 
 
 def check_world(bundle: Bundle) -> None:
