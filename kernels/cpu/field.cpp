@@ -1,8 +1,8 @@
 // The field on a CPU: mapping and heads forwards, slopes of the wanted logits, and their way back to z, in one call.
 //
 // kernels/field.py is the twin and tells what each part computes. The threads of a pool go through an evaluation
-// together, level by level. Products are split by panels of the weights, so that no thread reads more of them than it
-// needs; all else by rows. What goes backwards is float, or half where T is.
+// together, level by level. Products are split by panels of the weights, so that each is read once; all else by rows.
+// What goes backwards is float, or half where T is.
 #include <algorithm>
 #include <cmath>
 
@@ -92,21 +92,16 @@ struct Pieces {
 
     int64_t chunks() const { return (rows + CHUNK - 1) / CHUNK; }
     int64_t count() const { return padded(width) / PANEL * chunks(); }
+    int64_t panel(int64_t piece) const { return piece / chunks(); }
+    int64_t begin(int64_t piece) const { return piece % chunks() * CHUNK; }
+    int64_t end(int64_t piece) const { return std::min(begin(piece) + CHUNK, rows); }
 };
 
-// Shares the pieces of several products: work(product, panel, first row, end of rows). A thread's are neighbours, which
-// read the same panels.
-template <class Size, class Work> void share(const Team& team, int64_t products, const Size& size, const Work& work) {
-    int64_t total = 0, before = 0;
-    for (int64_t i = 0; i < products; i++) total += size(i).count();
-    for (int64_t i = 0, piece = team.begin(total); i < products; i++) {
-        Pieces pieces = size(i);
-        for (int64_t end = std::min(before + pieces.count(), team.end(total)); piece < end; piece++) {
-            int64_t panel = (piece - before) / pieces.chunks(), first = (piece - before) % pieces.chunks() * CHUNK;
-            work(i, panel, first, std::min(first + CHUNK, pieces.rows));
-        }
-        before += pieces.count();
-    }
+// Rows that need little work each are one piece together.
+constexpr int64_t BLOCK = 8;
+inline int64_t blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
+template <class Work> void of_block(int64_t block, int64_t rows, const Work& work) {
+    for (int64_t row = block * BLOCK; row < std::min((block + 1) * BLOCK, rows); row++) work(row);
 }
 
 // A panel of g W, for put(row, column, sums). Of an odd number of halves the last pair's second is zero.
@@ -119,7 +114,7 @@ void backwards(const Layer& layer, int64_t panel, int64_t begin, int64_t end, co
 
 // A use's memory: what each layer reads and gives, and the cotangents (rows * wanted, width) on their way back.
 template <class T> struct Head {
-    const Use& use;
+    const Use use;
     const Stack& stack = *use.stack;
     int64_t slots = use.rows * use.wanted;
     std::vector<const float**> input{};
@@ -131,17 +126,20 @@ template <class T> struct Head {
     int64_t width(int64_t layer) const { return layer ? stack.layer[layer - 1].out : stack.into; }
 };
 
-template <class T> struct Evaluation {
-    Field& field;
-    const Call& call;
-    const Network& net = field.network;
-    Rows<float> w{};
-    std::vector<const float**> input{};
-    std::vector<Head<T>> heads{};
+template <class T> struct Evaluation : Job {
+    Evaluation(Field& field, const Call& call) : net(field.network), call(call) { plan(field); }
+
+    const Network& net;
+    const Call call;
+    Rows<float> x, w;  // as in the field
+    float *inverse, *psi;
+    std::vector<Rows<float>> hidden;
+    std::vector<const float**> input;
+    std::vector<Head<T>> heads;
     int64_t deepest = 0;
-    Rows<T> flow[2]{};
-    const T** flows[2]{};
-    Rows<float> end{};
+    Rows<T> flow[2];
+    const T** flows[2];
+    Rows<float> end;
 
     // The derivative of the leaky ReLU, read off its result.
     Vector slope(Vector activation) const {
@@ -163,15 +161,17 @@ template <class T> struct Evaluation {
         });
     }
 
-    void plan() {
-        Memory &kept = field.kept, &passing = field.passing;
+    // Takes the memory, on the caller's thread.
+    void plan(Field& field) {
+        Memory& passing = field.passing;
         passing.reset();
         const Stack& mapping = net.mapping;
         if (!call.cotangent) {
-            kept.reset();
-            plan_mapping(kept, passing);
+            field.kept.reset();
+            plan_mapping(field);
             for (int64_t i = 0; i < call.uses; i++) plan_head(call.use[i], passing);
         }
+        x = field.x, inverse = field.inverse, psi = field.psi, hidden = field.hidden;
         int64_t widest = net.w_dim;
         for (int64_t i = 0; i < mapping.depth; i++) widest = std::max(widest, mapping.layer[i].into);
         for (int side = 0; side < 2 && call.pairs; side++) {
@@ -179,9 +179,11 @@ template <class T> struct Evaluation {
             flows[side] = passing.pointers(call.pairs, flow[side]);
         }
         end = passing.rows<float>(call.pairs, mapping.into);
+        levels = std::vector<Level>(2 * (mapping.depth + deepest) + 6);
     }
 
-    void plan_mapping(Memory& kept, Memory& passing) {
+    void plan_mapping(Field& field) {
+        Memory &kept = field.kept, &passing = field.passing;
         if (call.is_w) {
             w = {const_cast<float*>(call.z), net.w_dim};
             return;
@@ -228,36 +230,42 @@ template <class T> struct Evaluation {
         return std::max(most, together);
     }
 
-    void run(const Team& team) {
+    void run() override {
+        int level = 0;
         if (!call.cotangent) {
-            if (!call.is_w) map(team);
-            run_heads(team);
-            find_slopes(team);
+            if (!call.is_w) map(level);
+            run_heads(level);
+            find_slopes(level);
         }
-        if (call.pairs) pull_back(team);
+        if (call.pairs) pull_back(level);
     }
 
-    void map(const Team& team) {
-        for (int64_t row = team.begin(call.rows); row < team.end(call.rows); row++) normalise(row);
+    // work(row) for all rows of each of so many parts.
+    template <class Count, class Work> void each_row(int& level, int64_t parts, const Count& rows, const Work& work) {
+        each(level, parts, [&](int64_t i) { return blocks(rows(i)); },
+             [&](int64_t i, int64_t block) { of_block(block, rows(i), [&](int64_t row) { work(i, row); }); });
+    }
+
+    void map(int& level) {
         const Stack& mapping = net.mapping;
+        auto rows = [&](int64_t) { return call.rows; };
+        each_row(level, 1, rows, [&](int64_t, int64_t row) { normalise(row); });
         for (int64_t i = 0; i < mapping.depth; i++) {
-            team.sync();
             bool is_last = i == mapping.depth - 1;
-            auto size = [&](int64_t) { return Pieces{call.rows, mapping.layer[i].out}; };
-            share(team, 1, size, [&](int64_t, int64_t panel, int64_t begin, int64_t end) {
-                forwards(mapping.layer[i], panel, begin, end, input[i], field.hidden[i],
+            Pieces all{call.rows, mapping.layer[i].out};
+            each(level, 1, [&](int64_t) { return all.count(); }, [&](int64_t, int64_t piece) {
+                forwards(mapping.layer[i], all.panel(piece), all.begin(piece), all.end(piece), input[i], hidden[i],
                          [&](int64_t row, int64_t column, Vector v) {
                              if (is_last) truncate(row, column, v);
                          });
             });
         }
-        team.sync();
     }
 
     // The twin sums in float32 too, in another order.
     void normalise(int64_t row) {
         const float* z = call.z + row * net.z_dim;
-        float* x = field.x[row];
+        float* x = this->x[row];
         Vector squares{};
         for (int64_t i = 0; i < net.z_dim; i += LANES) {
             Vector v = load_part(z + i, net.z_dim - i);
@@ -269,8 +277,8 @@ template <class T> struct Evaluation {
             const float* embedding = net.embedding + call.label[row] * net.embedded;
             std::copy(embedding, embedding + net.embedded, x + net.z_dim);
         }
-        field.inverse[row] = 1 / s;
-        field.psi[row] = call.psi[row];
+        inverse[row] = 1 / s;
+        psi[row] = call.psi[row];
     }
 
     void truncate(int64_t row, int64_t column, Vector v) {
@@ -280,100 +288,114 @@ template <class T> struct Evaluation {
         if (column < net.w_dim) store_part(call.w + row * net.w_dim + column, result, net.w_dim - column);
     }
 
-    void run_heads(const Team& team) {
-        for (int64_t level = 0; level < deepest; level++) {
-            auto size = [&](int64_t i) {
-                return Pieces{heads[i].use.rows, level < heads[i].stack.depth ? heads[i].width(level + 1) : 0};
+    void run_heads(int& level) {
+        int64_t count = heads.size();
+        for (int64_t depth = 0; depth < deepest; depth++) {
+            auto all = [&](int64_t i) {
+                return Pieces{heads[i].use.rows, depth < heads[i].stack.depth ? heads[i].width(depth + 1) : 0};
             };
-            share(team, heads.size(), size, [&](int64_t i, int64_t panel, int64_t begin, int64_t end) {
+            each(level, count, [&](int64_t i) { return all(i).count(); }, [&](int64_t i, int64_t piece) {
                 Head<T>& head = heads[i];
-                forwards(head.stack.layer[level], panel, begin, end, head.input[level], head.hidden[level],
-                         [](int64_t, int64_t, Vector) {});
+                Pieces own = all(i);
+                forwards(head.stack.layer[depth], own.panel(piece), own.begin(piece), own.end(piece), head.input[depth],
+                         head.hidden[depth], [](int64_t, int64_t, Vector) {});
             });
-            team.sync();
         }
-        for (Head<T>& head : heads) {
-            const Stack& stack = head.stack;
-            int64_t K = head.width(stack.depth);
-            for (int64_t i = team.begin(head.use.rows); i < team.end(head.use.rows); i++)
-                for (int64_t j = 0; j < stack.outputs; j++) {
-                    Vector total{};
-                    const float *x = head.input[stack.depth][i], *weight = stack.last + j * K;
-                    for (int64_t k = 0; k < K; k += LANES) total += load_part(x + k, K - k) * load_part(weight + k, K - k);
-                    head.use.logits[i * stack.outputs + j] = sum(total) + stack.last_bias[j];
-                }
-            for (int64_t i = team.begin(head.use.wanted); i < team.end(head.use.wanted); i++)
-                for (int64_t k = 0; k < head.seed.stride; k += LANES) {
-                    Vector total{};
-                    for (int64_t j = 0; j < stack.outputs; j++)
-                        total += fill(head.use.seeds[i * stack.outputs + j]) * load_part(stack.last + j * K + k, K - k);
-                    store(head.seed[i] + k, total);
-                }
-        }
-        team.sync();
+        // First the rows' logits, then the seeds' products with the last layer.
+        each_row(level, 2 * count, [&](int64_t i) { return i < count ? heads[i].use.rows : heads[i - count].use.wanted; },
+                 [&](int64_t i, int64_t row) { i < count ? find_logits(heads[i], row) : find_seed(heads[i - count], row); });
     }
 
-    // The cotangents start at the last hidden layer's output, as its slopes times the seeds.
-    void find_slopes(const Team& team) {
-        for (Head<T>& head : heads)
-            for (int64_t i = team.begin(head.slots); i < team.end(head.slots); i++) {
-                const float* seed = head.seed[i % head.use.wanted];
-                const float* hidden = head.stack.depth ? head.hidden.back()[i / head.use.wanted] : nullptr;
-                for (int64_t k = 0; k < head.seed.stride; k += LANES) {
-                    if (hidden) store(head.flow[0][i] + k, load(seed + k) * slope(load(hidden + k)));
-                    else store(head.slopes[i] + k, load(seed + k));
-                }
-            }
+    void find_logits(Head<T>& head, int64_t row) {
+        const Stack& stack = head.stack;
+        int64_t K = head.width(stack.depth);
+        const float* from = head.input[stack.depth][row];
+        for (int64_t j = 0; j < stack.outputs; j++) {
+            Vector total{};
+            const float* weight = stack.last + j * K;
+            for (int64_t k = 0; k < K; k += LANES) total += load_part(from + k, K - k) * load_part(weight + k, K - k);
+            head.use.logits[row * stack.outputs + j] = sum(total) + stack.last_bias[j];
+        }
+    }
+
+    void find_seed(Head<T>& head, int64_t row) {
+        const Stack& stack = head.stack;
+        int64_t K = head.width(stack.depth);
+        for (int64_t k = 0; k < head.seed.stride; k += LANES) {
+            Vector total{};
+            for (int64_t j = 0; j < stack.outputs; j++)
+                total += fill(head.use.seeds[row * stack.outputs + j]) * load_part(stack.last + j * K + k, K - k);
+            store(head.seed[row] + k, total);
+        }
+    }
+
+    void find_slopes(int& level) {
+        int64_t count = heads.size();
+        auto slots = [&](int64_t i) { return heads[i].slots; };
+        each_row(level, count, slots, [&](int64_t i, int64_t slot) { begin_back(heads[i], slot); });
         for (int64_t step = 0; step < deepest; step++) {
-            team.sync();
             auto layer = [&](int64_t i) { return heads[i].stack.depth - 1 - step; };
-            auto size = [&](int64_t i) { return Pieces{heads[i].slots, layer(i) < 0 ? 0 : heads[i].width(layer(i))}; };
-            share(team, heads.size(), size, [&](int64_t i, int64_t panel, int64_t begin, int64_t end) {
+            auto all = [&](int64_t i) { return Pieces{heads[i].slots, layer(i) < 0 ? 0 : heads[i].width(layer(i))}; };
+            each(level, count, [&](int64_t i) { return all(i).count(); }, [&](int64_t i, int64_t piece) {
                 Head<T>& head = heads[i];
+                Pieces own = all(i);
                 int64_t below = layer(i) - 1, side = step % 2;
-                backwards<T>(head.stack.layer[below + 1], panel, begin, end, head.flows[side],
-                             [&](int64_t slot, int64_t column, Vector total) {
+                backwards<T>(head.stack.layer[below + 1], own.panel(piece), own.begin(piece), own.end(piece),
+                             head.flows[side], [&](int64_t slot, int64_t column, Vector total) {
                                  if (below < 0) return store(head.slopes[slot] + column, total);
-                                 const float* hidden = head.hidden[below][slot / head.use.wanted];
-                                 store(head.flow[1 - side][slot] + column, total * slope(load(hidden + column)));
+                                 const float* active = head.hidden[below][slot / head.use.wanted];
+                                 store(head.flow[1 - side][slot] + column, total * slope(load(active + column)));
                              });
             });
         }
-        team.sync();
-        for (Head<T>& head : heads)
-            for (int64_t i = team.begin(head.slots); i < team.end(head.slots) && head.use.slopes; i++)
-                std::copy_n(head.slopes[i], head.stack.into, head.use.slopes + i * head.stack.into);
+        each_row(level, count, [&](int64_t i) { return heads[i].use.slopes ? heads[i].slots : 0; },
+                 [&](int64_t i, int64_t slot) {
+                     int64_t into = heads[i].stack.into;
+                     std::copy_n(heads[i].slopes[slot], into, heads[i].use.slopes + slot * into);
+                 });
     }
 
-    void pull_back(const Team& team) {
-        const Stack& mapping = net.mapping;
-        const Rows<float>& top = mapping.depth ? field.hidden.back() : field.x;
-        for (int64_t p = team.begin(call.pairs); p < team.end(call.pairs); p++) {
-            int64_t row = call.pair_row[p];
-            const float *anchor = nullptr, *from = start(p, anchor);
-            for (int64_t k = 0; k < padded(net.w_dim); k += LANES) {
-                Vector v = load_part(from + k, net.w_dim - k);
-                if (anchor) v -= load_part(anchor + k, net.w_dim - k);
-                v *= fill(field.psi[row]);
-                if (mapping.depth) store(flow[0][p] + k, v * slope(load(top[row] + k)));
-                else store(end[p] + k, v);
-            }
+    // A cotangent starts at the last hidden layer's output, as its slopes times the seed.
+    void begin_back(Head<T>& head, int64_t slot) {
+        const float* seed = head.seed[slot % head.use.wanted];
+        const float* active = head.stack.depth ? head.hidden.back()[slot / head.use.wanted] : nullptr;
+        for (int64_t k = 0; k < head.seed.stride; k += LANES) {
+            if (active) store(head.flow[0][slot] + k, load(seed + k) * slope(load(active + k)));
+            else store(head.slopes[slot] + k, load(seed + k));
         }
+    }
+
+    void pull_back(int& level) {
+        const Stack& mapping = net.mapping;
+        auto pairs = [&](int64_t) { return call.pairs; };
+        each_row(level, 1, pairs, [&](int64_t, int64_t p) { begin_pair(p); });
         for (int64_t i = mapping.depth - 1; i >= 0; i--) {
-            team.sync();
             int side = (mapping.depth - 1 - i) % 2;
-            auto size = [&](int64_t) { return Pieces{call.pairs, mapping.layer[i].into}; };
-            share(team, 1, size, [&](int64_t, int64_t panel, int64_t begin, int64_t finish) {
-                backwards<T>(mapping.layer[i], panel, begin, finish, flows[side],
+            Pieces all{call.pairs, mapping.layer[i].into};
+            each(level, 1, [&](int64_t) { return all.count(); }, [&](int64_t, int64_t piece) {
+                backwards<T>(mapping.layer[i], all.panel(piece), all.begin(piece), all.end(piece), flows[side],
                              [&](int64_t p, int64_t column, Vector total) {
                                  if (i == 0) return store(end[p] + column, total);
-                                 const float* hidden = field.hidden[i - 1][call.pair_row[p]];
-                                 store(flow[1 - side][p] + column, total * slope(load(hidden + column)));
+                                 const float* active = hidden[i - 1][call.pair_row[p]];
+                                 store(flow[1 - side][p] + column, total * slope(load(active + column)));
                              });
             });
         }
-        team.sync();
-        for (int64_t p = team.begin(call.pairs); p < team.end(call.pairs); p++) denormalise(p);
+        each_row(level, 1, pairs, [&](int64_t, int64_t p) { denormalise(p); });
+    }
+
+    // The cotangent on w, through the truncation and the last slopes of the mapping.
+    void begin_pair(int64_t p) {
+        int64_t row = call.pair_row[p];
+        const float *anchor = nullptr, *from = start(p, anchor);
+        const float* active = hidden.empty() ? nullptr : hidden.back()[row];
+        for (int64_t k = 0; k < padded(net.w_dim); k += LANES) {
+            Vector v = load_part(from + k, net.w_dim - k);
+            if (anchor) v -= load_part(anchor + k, net.w_dim - k);
+            v *= fill(psi[row]);
+            if (active) store(flow[0][p] + k, v * slope(load(active + k)));
+            else store(end[p] + k, v);
+        }
     }
 
     // Where the cotangent of a pair is; less the anchor, if it is one of near.
@@ -391,19 +413,18 @@ template <class T> struct Evaluation {
     // Through z / s: what is left has no part along z.
     void denormalise(int64_t pair) {
         int64_t row = call.pair_row[pair], d = net.z_dim;
-        const float *g = end[pair], *x = field.x[row];
+        const float *g = end[pair], *x = this->x[row];
         Vector products{};
         for (int64_t i = 0; i < d; i += LANES) products += load_part(g + i, d - i) * load_part(x + i, d - i);
-        Vector radial = fill(sum(products) / d), inverse = fill(field.inverse[row]);
+        Vector radial = fill(sum(products) / d), scale = fill(inverse[row]);
         for (int64_t i = 0; i < d; i += LANES)
-            store_part(call.jacobian + pair * d + i, (load(g + i) - radial * load(x + i)) * inverse, d - i);
+            store_part(call.jacobian + pair * d + i, (load(g + i) - radial * load(x + i)) * scale, d - i);
     }
 };
 
 template <class T> void evaluate(Field& field, const Call& call) {
-    Evaluation<T> evaluation{field, call};
-    evaluation.plan();
-    field.pool.run(evaluation.pieces(), [&](const Team& team) { evaluation.run(team); });
+    auto evaluation = std::make_shared<Evaluation<T>>(field, call);
+    field.pool.run(evaluation->pieces(), evaluation);
 }
 
 extern "C" {

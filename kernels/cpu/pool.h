@@ -1,9 +1,9 @@
-// Threads that run one function together, with barriers in between.
+// Threads that do a job together: its pieces, level by level, whoever comes first.
 #pragma once
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <unistd.h>
@@ -24,25 +24,34 @@ template <class Done> void spin(const Done& done) {
     }
 }
 
-// One of the threads of a call. They take the same way through it, each with its own part of the work.
-struct Team {
-    int thread, threads;
-    std::atomic<int>*arrived, *phase;
+// Work in levels, each of which needs the results of the one before. Every thread calls `run` and so goes through all
+// levels; it takes pieces that nobody has taken yet, and goes on when all are done. So nobody waits for a thread that
+// the system does not let run, unless that happens within a piece; and a late one finds nothing to do. It may still be
+// on its way when the caller has the results, and therefore reads nothing but the job's own memory between pieces.
+class Job {
+   public:
+    virtual ~Job() = default;
+    virtual void run() = 0;
 
-    void sync() const {
-        if (threads == 1) return;
-        int now = phase->load(std::memory_order_relaxed);
-        if (arrived->fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-            arrived->store(0, std::memory_order_relaxed);
-            phase->store(now + 1, std::memory_order_release);
-        } else {
-            spin([&] { return phase->load(std::memory_order_acquire) != now; });
+   protected:
+    struct alignas(64) Level {
+        std::atomic<int64_t> next{0}, done{0};
+    };
+    std::vector<Level> levels;  // as many as `run` calls `each`, or more
+
+    // work(part, piece) for all count(part) pieces of so many parts. `level` counts the calls of this thread.
+    template <class Count, class Work> void each(int& level, int64_t parts, const Count& count, const Work& work) {
+        Level& here = levels[level++];
+        int64_t total = 0;
+        for (int64_t part = 0; part < parts; part++) total += count(part);
+        for (int64_t i; (i = here.next.fetch_add(1, std::memory_order_relaxed)) < total;) {
+            int64_t part = 0;
+            for (; i >= count(part); part++) i -= count(part);
+            work(part, i);
+            here.done.fetch_add(1, std::memory_order_release);
         }
+        spin([&] { return here.done.load(std::memory_order_acquire) >= total; });
     }
-
-    // This thread's share of count equal pieces of work.
-    int64_t begin(int64_t count) const { return count * thread / threads; }
-    int64_t end(int64_t count) const { return count * (thread + 1) / threads; }
 };
 
 class Pool {
@@ -55,55 +64,58 @@ class Pool {
             for (auto& worker : workers) worker.detach();
             return;
         }
-        {
-            std::lock_guard<std::mutex> guard(sleep);
-            stopping = true;
-            calls.fetch_add(1, std::memory_order_release);
-        }
-        awake.notify_all();
+        call(nullptr, STOP);
         for (auto& worker : workers) worker.join();
     }
 
-    // Run work on up to `most` threads; on the caller's alone while another call has them, or in a forked process.
-    void run(int64_t most, const std::function<void(const Team&)>& work) {
+    // Run the job on up to `most` threads; on the caller's alone while another call has them, or in a forked process.
+    void run(int64_t most, const std::shared_ptr<Job>& work) {
         std::unique_lock<std::mutex> mine(busy, std::try_to_lock);
-        size = (int)std::min(most, (int64_t)workers.size() + 1);
-        if (size < 2 || !mine.owns_lock() || getpid() != process) return work(Team{0, 1, nullptr, nullptr});
-        job = &work;
-        left.store((int)workers.size(), std::memory_order_relaxed);
-        {
-            std::lock_guard<std::mutex> guard(sleep);
-            calls.fetch_add(1, std::memory_order_release);
+        if (std::min(most, (int64_t)workers.size() + 1) < 2 || !mine.owns_lock() || getpid() != process) {
+            work->run();
+            return;
         }
-        awake.notify_all();
-        work(team(0));
-        spin([&] { return left.load(std::memory_order_acquire) == 0; });
+        call(work, std::min(most - 1, (int64_t)workers.size()));
+        work->run();
+        std::lock_guard<std::mutex> guard(sleep);
+        job.reset();
     }
 
    private:
-    Team team(int thread) { return {thread, size, &arrived, &phase}; }
+    static constexpr int64_t STOP = -1;
+
+    void call(const std::shared_ptr<Job>& work, int64_t wanted) {
+        {
+            std::lock_guard<std::mutex> guard(sleep);
+            job = work;
+            helpers = wanted;
+            calls.fetch_add(1, std::memory_order_release);
+        }
+        awake.notify_all();
+    }
 
     void serve(int thread) {
         for (int seen = 0;;) {
             // The next evaluation mostly comes within a millisecond; a sleeping thread would take 50 us to wake up.
             for (int i = 0; i < 20 * SPINS && calls.load(std::memory_order_acquire) == seen; i++) relax();
-            if (calls.load(std::memory_order_acquire) == seen) {
+            std::shared_ptr<Job> work;
+            {
                 std::unique_lock<std::mutex> guard(sleep);
                 awake.wait(guard, [&] { return calls.load(std::memory_order_acquire) != seen; });
+                seen = calls.load(std::memory_order_acquire);
+                if (helpers == STOP) return;
+                if (thread <= helpers) work = job;
             }
-            seen = calls.load(std::memory_order_acquire);
-            if (stopping) return;
-            if (thread < size) (*job)(team(thread));
-            left.fetch_sub(1, std::memory_order_release);
+            if (work) work->run();
         }
     }
 
     pid_t process;
     std::vector<std::thread> workers;
-    std::mutex busy, sleep;
+    std::mutex busy, sleep;  // who has the threads; what they are told
     std::condition_variable awake;
-    std::atomic<int> calls{0}, left{0}, arrived{0}, phase{0};
-    bool stopping = false;
-    int size = 1;  // threads of this call
-    const std::function<void(const Team&)>* job = nullptr;
+    std::atomic<int> calls{0};
+    // Of the current call, under `sleep`: what is to be done, and how many of the workers help.
+    std::shared_ptr<Job> job;
+    int64_t helpers = 0;
 };
