@@ -1,4 +1,4 @@
-"""The compiled field as Python sees it: records, packed weights, threads. One ``Network`` serves many ``CpuField``s."""
+"""The compiled field as Python sees it: records, packed weights, threads. One ``CpuNetwork`` serves many fields."""
 
 import ctypes
 import os
@@ -24,19 +24,32 @@ class NotBuilt(ImportError):
 # --- the records of field.cpp -------------------------------------------------------------------------------------
 
 
-def record(name: str, integers: str, pointers: str, *, first: Sequence[tuple] = (), last: Sequence[tuple] = ()) -> type:
-    fields = [(n, c_int64) for n in integers.split()], [(n, c_void_p) for n in pointers.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": [*first, *fields[0], *fields[1], *last]})
+def members(names: str, kind: type) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
 
 
-Layer = record("Layer", "into out", "weight bias back")
-Stack = record("Stack", "into depth outputs reads_z", "layer last last_bias")
-Network = record("Network", "z_dim w_dim embedded", "embedding average",
-                 last=[("mapping", Stack), ("slope", c_float), ("epsilon", c_float)])  # fmt: skip
-Use = record("Use", "", "", first=[("stack", c_void_p), ("rows", c_int64), ("wanted", c_int64), ("row", c_void_p),
-                                   ("seeds", c_void_p), ("logits", c_void_p), ("slopes", c_void_p)])  # fmt: skip
-Call = record("Call", "rows is_w uses pairs nears",
-              "z psi label use pair_row source near_row near_anchor cotangent w jacobian")  # fmt: skip
+class Layer(ctypes.Structure):
+    _fields_ = [*members("into out", c_int64), *members("weight bias back", c_void_p)]
+
+
+class Stack(ctypes.Structure):
+    _fields_ = [*members("into depth outputs reads_z", c_int64), *members("layer last last_bias", c_void_p)]
+
+
+class Network(ctypes.Structure):
+    _fields_ = [*members("z_dim w_dim embedded", c_int64), *members("embedding average", c_void_p),
+                ("mapping", Stack), *members("slope epsilon", c_float)]  # fmt: skip
+
+
+class Use(ctypes.Structure):
+    _fields_ = [("stack", c_void_p), *members("rows wanted", c_int64), *members("row seeds logits slopes", c_void_p)]
+
+
+class Call(ctypes.Structure):
+    _fields_ = [
+        *members("rows is_w uses pairs nears", c_int64),
+        *members("z psi label use pair_row source near_row near_anchor cotangent w jacobian", c_void_p),
+    ]
 
 
 # --- the library --------------------------------------------------------------------------------------------------
@@ -154,7 +167,7 @@ class CpuNetwork:
             raise ValueError(f"there are no bfloat16 instructions in {self.variant!r}: leave precision out")
         self.tensors, self.heads, self.panel = tensors, heads, self.library.lace_panel()
         self.kept: list[object] = []  # what records point at
-        self.stacks: dict[str, ctypes.Structure] = {}
+        self.stacks: dict[str, Stack] = {}
         self.lock = Lock()
         embedding = self.take(tensors.get("mapping.embedding"))
         average = self.take(tensors["mapping.w_avg"].reshape(-1))
@@ -188,7 +201,7 @@ class CpuNetwork:
         return Stack(into, len(hidden), 0 if weight is None else len(weight), reads_z, ctypes.addressof(records),
                      address(weight), address(bias))  # fmt: skip
 
-    def head(self, name: str) -> ctypes.Structure:
+    def head(self, name: str) -> Stack:
         with self.lock:
             if name not in self.stacks:
                 layers = twin.layers(self.tensors, f"head.{name}")
@@ -245,7 +258,7 @@ class CpuField:
                            jacobian=address(jacobian)))  # fmt: skip
         return jacobian
 
-    def evaluate(self, call: ctypes.Structure) -> None:
+    def evaluate(self, call: Call) -> None:
         if self.network.library.lace_evaluate(self.handle, byref(call), self.network.half):
             raise MemoryError("there is no memory for an evaluation of the field")
 
