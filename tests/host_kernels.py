@@ -12,19 +12,15 @@ import numpy as np
 from numpy import ndarray as Array
 
 from kernels.compile import sources
+from kernels.cpu.build import compiler
 from kernels.layout import DTYPES
 
-COMPILERS = ("g++", "clang++", "c++")
 # Contraction is off and no sum is reordered: the numpy twins do neither.
 OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror",
            "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-unused-function", "-x", "c++")  # fmt: skip
 QUEUE = ("count", "next", "rows_running", "iterations", "limit", "goes_on")
 IDLE, FRESH = 0, 1
 PARTS = ("network", "solve", "wide")
-
-
-def compiler() -> str | None:
-    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
 
 
 @cache

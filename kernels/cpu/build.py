@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -37,14 +38,16 @@ def variants() -> list[str]:
     return [name for name, (flags, _) in VARIANTS.items() if is_x86() or not flags]
 
 
-def sources() -> list[Path]:
-    return sorted(path for path in HERE.iterdir() if path.suffix in (".h", ".cpp"))
+@cache
+def digest() -> str:
+    """Of the sources."""
+    texts = (path.name.encode() + path.read_bytes() for path in sorted(HERE.iterdir()) if path.suffix in (".h", ".cpp"))
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
 
 
 def library_path(variant: str, folder: Path = HERE) -> Path:
     """Its name tells its sources, so that what was built from others is not loaded."""
-    texts = b"".join(path.name.encode() + path.read_bytes() for path in sources())
-    return folder / f"field-{variant}-{hashlib.sha256(texts).hexdigest()[:16]}.so"
+    return folder / f"field-{variant}-{digest()}.so"
 
 
 def compiler() -> str | None:

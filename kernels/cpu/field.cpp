@@ -49,7 +49,7 @@ struct Use {
 // behind the other, and of w[near_row] - near_anchor behind them. With cotangent (pairs, w_dim) only back, for these,
 // from where the call before was.
 struct Call {
-    int64_t rows, is_w, uses, pairs, nears;
+    int64_t rows, is_w, uses, pairs;
     const float *z, *psi;
     const int64_t* label;
     const Use* use;

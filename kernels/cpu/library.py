@@ -47,7 +47,7 @@ class Use(ctypes.Structure):
 
 class Call(ctypes.Structure):
     _fields_ = [
-        *members("rows is_w uses pairs nears", c_int64),
+        *members("rows is_w uses pairs", c_int64),
         *members("z psi label use pair_row source near_row near_anchor cotangent w jacobian", c_void_p),
     ]
 
@@ -245,9 +245,9 @@ class CpuField:
         pair_row, source, near_row = (contiguous(x, INTEGER) for x in (pair_row, source, near_row))
         anchor, count = contiguous(anchor, REAL), 0 if pair_row is None else len(pair_row)
         jacobian = np.empty((count, network.record.z_dim), REAL)
-        self.evaluate(Call(rows, is_w, len(heads), count, 0 if near_row is None else len(near_row), address(z),
-                           address(psi), address(label), ctypes.addressof(uses), address(pair_row), address(source),
-                           address(near_row), address(anchor), None, address(w), address(jacobian)))  # fmt: skip
+        self.evaluate(Call(rows, is_w, len(heads), count, address(z), address(psi), address(label),
+                           ctypes.addressof(uses), address(pair_row), address(source), address(near_row),
+                           address(anchor), None, address(w), address(jacobian)))  # fmt: skip
         return w, found, jacobian
 
     def back(self, cotangent: Array, pair_row: Array) -> Array:

@@ -71,11 +71,12 @@ class Pool {
     // Run the job on up to `most` threads; on the caller's alone while another call has them, or in a forked process.
     void run(int64_t most, const std::shared_ptr<Job>& work) {
         std::unique_lock<std::mutex> mine(busy, std::try_to_lock);
-        if (std::min(most, (int64_t)workers.size() + 1) < 2 || !mine.owns_lock() || getpid() != process) {
+        int64_t wanted = std::min(most - 1, (int64_t)workers.size());
+        if (wanted < 1 || !mine.owns_lock() || getpid() != process) {
             work->run();
             return;
         }
-        call(work, std::min(most - 1, (int64_t)workers.size()));
+        call(work, wanted);
         work->run();
         std::lock_guard<std::mutex> guard(sleep);
         job.reset();
