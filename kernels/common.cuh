@@ -1,5 +1,6 @@
 // Types, and the team of threads that works on one row or tile. The same text is compiled for the device, where a team
-// is a block, and for the host, where it is one thread, or several that stand for a block (host.cuh).
+// is a block; for the host's tests, where it is one thread, or several that stand for a block (host.cuh); and for solves
+// on a CPU (kernels/cpu), where ALONE tells the compiler that it is one thread.
 #pragma once
 
 #ifdef __CUDACC__
@@ -8,7 +9,12 @@
 #define DEVICE_ONLY(...) __VA_ARGS__
 #define HOST_ONLY(...)
 #else
+#ifdef ALONE
+#include <cmath>
+#include <cstring>
+#else
 #include "host.cuh"
+#endif
 #define EITHER inline
 #define NOT_INLINED inline
 #define DEVICE_ONLY(...)
@@ -97,8 +103,30 @@ EITHER real slope(operand activation) { return from_operand(activation) > 0 ? (r
 
 EITHER bool is_finite(double x) { return x - x == 0; }
 
+#ifdef ALONE
+
+struct Team {
+    static constexpr bool alone = true;
+    static constexpr int lane = 0, warp = 0, warps = 1, lanes = 1;
+
+    static constexpr int thread() { return 0; }
+    static constexpr int threads() { return 1; }
+    static constexpr bool first() { return true; }
+    static void sync() {}
+    template <class T> static T warp_sum(T x) { return x; }
+    static double sum(double x) { return x; }
+    static double max(double x) { return x; }
+    static int rank(bool yes, int* total) {
+        *total = yes;
+        return 0;
+    }
+};
+
+#else
+
 // The threads that work together: `warps` warps of `lanes` threads. All of them must come to each call below.
 struct Team {
+    static constexpr bool alone = false;
     int lane, warp, warps;
     double* shared;  // one number a warp
     DEVICE_ONLY(static constexpr int lanes = 32;)
@@ -165,3 +193,28 @@ struct Team {
         return before;
     }
 };
+
+#endif
+
+// What the threads of a warp, or of the team, sum up of n numbers each. A thread that is alone takes them in PARTS, side
+// by side, which its vector units can; their order depends on nothing but n.
+#define PARTS 32
+
+template <class Sum, class X> EITHER Sum of_parts(int n, X x) {
+    Sum part[PARTS] = {};
+    int i = 0;
+    for (; i + PARTS <= n; i += PARTS)
+        for (int j = 0; j < PARTS; j++) part[j] += x(i + j);
+    for (int j = 0; i + j < n; j++) part[j] += x(i + j);
+    for (int far = PARTS / 2; far; far /= 2)
+        for (int j = 0; j < far; j++) part[j] += part[j + far];
+    return part[0];
+}
+
+// x . y, the same in all lanes of a warp.
+EITHER real dot(const Team& team, const real* x, const real* y, int n) {
+    if (team.alone) return of_parts<real>(n, [=](int i) { return x[i] * y[i]; });
+    real total = 0;
+    for (int i = team.lane; i < n; i += team.lanes) total += x[i] * y[i];
+    return team.warp_sum(total);
+}

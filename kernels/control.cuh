@@ -33,13 +33,42 @@ EITHER void save(const Team& team, const Solve& s, int row, const Fate& fate, Ph
 
 // Root mean square of a row's `width` elements, given as a function of their number.
 template <class X> EITHER double root_mean_square(const Team& team, int width, X x) {
-    double squares = 0;
-    for (int i = team.thread(); i < width; i += team.threads()) {
+    auto square = [&](int i) {
         real element = x(i);
-        squares += element * element;
-    }
+        return element * element;
+    };
+    if (team.alone) return sqrt(of_parts<double>(width, square) / width);
+    double squares = 0;
+    for (int i = team.thread(); i < width; i += team.threads()) squares += square(i);
     return sqrt(team.sum(squares) / width);
 }
+
+// The sum of `count` rows (count, width), each times its weight, element by element. A thread that is alone adds row
+// after row in its `room` (width), which its vector units can; two of them may not share it.
+struct Combined {
+    const real* rows;
+    const double* weight;
+    int count, width;
+    real* room;
+
+    EITHER Combined(const Team& team, const real* rows, const double* weight, int count, int width, real* room)
+        : rows(rows), weight(weight), count(count), width(width), room(team.alone ? room : 0) {
+        if (!team.alone) return;
+        for (int i = 0; i < width; i++) room[i] = 0;
+        for (int j = 0; j < count; j++) {
+            const real* row = rows + (long long)j * width;
+            real own = (real)weight[j];
+            for (int i = 0; i < width; i++) room[i] += own * row[i];
+        }
+    }
+
+    EITHER real operator()(int i) const {
+        if (Team::alone) return room[i];
+        real total = 0;
+        for (int j = 0; j < count; j++) total += (real)weight[j] * rows[(long long)j * width + i];
+        return total;
+    }
+};
 
 // The same of error / (atol + rtol max(|before|, |after|)).
 template <class E, class B, class A>
@@ -60,30 +89,40 @@ EITHER double first_step(const Team& team, const Solve& s, double rtol, double a
 
 EITHER double clip(double x, double low, double high) { return fmin(fmax(x, low), high); }
 
+// log p at the trial point, near included.
+EITHER double log_p(const Team& team, const Solve& s, int row) {
+    long long r = row, ticket = s.ticket[row];
+    double near = s.has_near ? s.near[ticket] : 0, far = 0;
+    if (!(near > 0)) return s.trial_logp[row];
+    for (int i = team.thread(); i < s.width; i += team.threads()) {
+        real gap = s.trial[r * s.width + i] - s.anchor[ticket * s.width + i];
+        far += (double)gap * gap;
+    }
+    for (int i = team.thread(); i < s.w_dim && !s.in_w; i += team.threads()) {
+        double gap = s.trial_w[r * s.w_stride + i] - s.anchor_w[ticket * s.w_dim + i];
+        far += gap * gap;
+    }
+    return s.trial_logp[row] - near * team.sum(far);
+}
+
 // The gradient at the trial point from its parts, near included; returns log p.
 EITHER double gather(const Team& team, const Solve& s, int row) {
     long long r = row, ticket = s.ticket[row];
     int parts = s.linear ? s.column_count[ticket] : 1;
-    double near = s.has_near ? s.near[ticket] : 0, far = 0;
+    double near = s.has_near ? s.near[ticket] : 0, one = 1;
     const real* jacobian = s.trial_jacobian + r * s.slots * s.width;
+    const double* weight = s.linear ? s.weights + r * s.columns : &one;
+    Combined total(team, jacobian, weight, parts, s.width, s.velocity + r * s.width);
     for (int i = team.thread(); i < s.width; i += team.threads()) {
-        real total = 0, rest = 0;
-        for (int j = 0; j < parts; j++)
-            total += (s.linear ? (real)s.weights[r * s.columns + j] : 1) * jacobian[(long long)j * s.width + i];
+        real rest = 0;
         if (near > 0) {
             real gap = s.trial[r * s.width + i] - s.anchor[ticket * s.width + i];
-            far += (double)gap * gap;
             rest = (real)(-2 * near) * gap + (s.linear ? jacobian[(long long)(s.slots - 1) * s.width + i] : 0);
         }
-        s.velocity[r * s.width + i] = total + rest;
+        s.velocity[r * s.width + i] = total(i) + rest;
         if (s.linear) s.trial_rest[r * s.width + i] = rest;
     }
-    if (near > 0 && !s.in_w)
-        for (int i = team.thread(); i < s.w_dim; i += team.threads()) {
-            double gap = s.trial_w[r * s.w_stride + i] - s.anchor_w[ticket * s.w_dim + i];
-            far += gap * gap;
-        }
-    return s.trial_logp[row] - near * team.sum(far);
+    return log_p(team, s, row);
 }
 
 EITHER bool all_finite(const Team& team, const real* x, int n) {
@@ -98,18 +137,25 @@ EITHER bool asks_nothing(const Solve& s, int row) {
     return s.column_count[ticket] == 0 && !(s.has_near && s.near[ticket] > 0);
 }
 
-// The trial point becomes the row's point; `share` is the share of the old Jacobian that stays.
-EITHER void keep(const Team& team, const Solve& s, int row, double share = 0) {
+// The trial point becomes the row's point, without its derivatives.
+EITHER void move(const Team& team, const Solve& s, int row) {
     long long r = row;
     const real* w = s.in_w ? s.trial + r * s.width : s.trial_w + r * s.w_stride;
-    for (int i = team.thread(); i < s.width; i += team.threads()) {
-        s.z[r * s.width + i] = s.trial[r * s.width + i];
-        if (s.linear) s.rest[r * s.width + i] = s.trial_rest[r * s.width + i];
-        if (!s.linear) s.gradient[r * s.width + i] = s.velocity[r * s.width + i];
-    }
+    for (int i = team.thread(); i < s.width; i += team.threads()) s.z[r * s.width + i] = s.trial[r * s.width + i];
     for (int i = team.thread(); i < s.w_dim; i += team.threads()) s.w[r * s.w_dim + i] = w[i];
     for (int i = team.thread(); i < s.outputs; i += team.threads())
         s.logits[r * s.outputs + i] = s.trial_logits[r * s.outputs + i];
+    team.sync();
+}
+
+// The trial point becomes the row's point; `share` is the share of the old Jacobian that stays.
+EITHER void keep(const Team& team, const Solve& s, int row, double share = 0) {
+    long long r = row;
+    move(team, s, row);
+    for (int i = team.thread(); i < s.width; i += team.threads()) {
+        if (s.linear) s.rest[r * s.width + i] = s.trial_rest[r * s.width + i];
+        if (!s.linear) s.gradient[r * s.width + i] = s.velocity[r * s.width + i];
+    }
     int count = s.linear ? s.column_count[s.ticket[row]] * s.width : 0;
     for (int i = team.thread(); i < count; i += team.threads()) {
         real* old = s.jacobian + r * s.columns * s.width + i;

@@ -25,6 +25,7 @@ struct Linear {
     const real* jacobian;   // (r, width)
     const real* rest;       // (width)
     const real* velocity;   // (width)
+    real* room;             // of Combined
 };
 
 EITHER Linear linear_of(const Solve& s, int row, double* work) {
@@ -47,26 +48,34 @@ EITHER Linear linear_of(const Solve& s, int row, double* work) {
     flow.jacobian = s.jacobian + base * wide;
     flow.rest = s.rest + base;
     flow.velocity = s.velocity + base;
+    flow.room = s.combined + base;
     return flow;
 }
 
 // A column of G: J x.
 EITHER void project(const Team& team, const Solve& s, const Linear& flow, const real* x, int column) {
     for (int i = team.warp; i < flow.r; i += team.warps) {
-        real total = 0;
-        for (int k = team.lane; k < s.width; k += team.lanes) total += flow.jacobian[(long long)i * s.width + k] * x[k];
-        total = team.warp_sum(total);
+        real total = dot(team, flow.jacobian + (long long)i * s.width, x, s.width);
         if (team.lane == 0) flow.gram[i * (flow.r + 2) + column] = total;
     }
 }
 
-// The element i of a vector given by its coordinates.
-EITHER real element(const Solve& s, const Linear& flow, const double* y, int i) {
-    real total = 0;
-    for (int j = 0; j < flow.r; j++) total += (real)y[j] * flow.jacobian[(long long)j * s.width + i];
-    if (s.has_near) total += (real)y[flow.r] * flow.rest[i];
-    return total + (y[flow.r + 1] == 0 ? 0 : (real)y[flow.r + 1] * flow.velocity[i]);
-}
+// A vector given by its coordinates, element by element.
+struct Spanned {
+    const Linear& flow;
+    const double* y;
+    bool has_near;
+    Combined columns;
+
+    EITHER Spanned(const Team& team, const Solve& s, const Linear& flow, const double* y)
+        : flow(flow), y(y), has_near(s.has_near), columns(team, flow.jacobian, y, flow.r, s.width, flow.room) {}
+
+    EITHER real operator()(int i) const {
+        real total = columns(i);
+        if (has_near) total += (real)y[flow.r] * flow.rest[i];
+        return total + (y[flow.r + 1] == 0 ? 0 : (real)y[flow.r + 1] * flow.velocity[i]);
+    }
+};
 
 // C = B B^T, B lower triangular. A pivot that is nothing but rounding counts as zero, and so does its column.
 EITHER void split(const Team& team, int r, const double* c, double* b) {
@@ -197,8 +206,8 @@ EITHER void propose(const Team& team, const Solve& s, int row, Linear& flow, dou
         team.sync();
     }
     long long base = (long long)row * s.width;
-    for (int i = team.thread(); i < s.width; i += team.threads())
-        s.trial[base + i] = s.z[base + i] + element(s, flow, flow.step, i);
+    Spanned step(team, s, flow, flow.step);
+    for (int i = team.thread(); i < s.width; i += team.threads()) s.trial[base + i] = s.z[base + i] + step(i);
 }
 
 // y = h/2 S^2 (F' - F - A d)
@@ -237,8 +246,8 @@ EITHER double error_of(const Team& team, const Solve& s, int row, Linear& flow, 
     project(team, s, flow, flow.velocity, flow.r + 1);
     team.sync();
     defect(team, s, flow, h);
-    double first = root_mean_square(team, s.width, [&](int i) { return element(s, flow, flow.y, i); });
-    double second = root_mean_square(team, s.width, [&](int i) { return element(s, flow, flow.doubt, i); });
+    double first = root_mean_square(team, s.width, Spanned(team, s, flow, flow.y));
+    double second = root_mean_square(team, s.width, Spanned(team, s, flow, flow.doubt));
     double way = root_mean_square(team, s.width, [&](int i) { return trial[i] - start[i]; });
     double error = is_finite(first) ? fmax(first, second) : first;  // fmax would drop what is not a number
     return (is_finite(second) ? error : second) / (s.atol + s.rtol * way);
@@ -254,6 +263,18 @@ EITHER void begin(const Team& team, const Solve& s, int row, const Linear& flow,
         fate->status = STATUS_DONE;
         fate->counters[EVALUATIONS] = 0;
     }
+}
+
+// The end of a row whose fixed steps are done: only where it is is asked for, and no slopes.
+EITHER void arrive(const Team& team, const Solve& s, int row) {
+    Fate fate = fate_of(s, row);
+    fate.logp = log_p(team, s, row);
+    fate.counters[STEPS]++;
+    fate.counters[EVALUATIONS]++;
+    fate.clock += fate.passes;
+    fate.status = is_finite(fate.logp) ? STATUS_DONE : STATUS_NONFINITE;
+    move(team, s, row);
+    retire(team, s, row, fate);
 }
 
 // One row after the evaluation of its trial point. `fast`: room for 3 r^2 + 3 r + 2 numbers (r <= FAST_COLUMNS) or

@@ -134,6 +134,7 @@ struct Solve {
     const real* pulled;    // (capacity, slots, input_stride): the backward pass's last `exact`; null in W
     real* trial_jacobian;  // (capacity, slots, width)
     real* velocity;        // (capacity, width): the gradient at the trial point
+    real* combined;        // (capacity, width): scratch of a thread that is alone, else null
     real* trial_rest;      // (capacity, width): the part of it that is near's; null if not `linear`
 
     // The loop

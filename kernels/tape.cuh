@@ -278,12 +278,11 @@ EITHER void head_logits(const Team& team, const Solve& s, int row, real* logits)
     team.sync();
 }
 
-EITHER void tape(const Team& team, const Solve& s, int row) {
-    if (s.phase[row] == IDLE) return;
+// What a row's tape says about its logits.
+EITHER void read_tape(const Team& team, const Solve& s, int row) {
     int ticket = s.ticket[row], columns = s.column_count[ticket];
     long long r = row, wide = s.columns;
-    real* logits = s.trial_logits + r * s.outputs;
-    head_logits(team, s, row, logits);
+    const real* logits = s.trial_logits + r * s.outputs;
     double* u = s.scratch + r * SCRATCH(s);
     const int* places = s.ticket_columns + (long long)ticket * s.columns;
     for (int j = team.thread(); j < columns; j += team.threads()) {
@@ -296,4 +295,10 @@ EITHER void tape(const Team& team, const Solve& s, int row) {
     Tape own = {code, parameter, u, (Value*)(u + 2 * s.columns), s.code_length[ticket], columns};
     double v = interpret(team, own, s.weights + r * wide, s.curvature + r * wide * wide, u + s.columns);
     if (team.first()) s.trial_logp[row] = v;
+}
+
+EITHER void tape(const Team& team, const Solve& s, int row) {
+    if (s.phase[row] == IDLE) return;
+    head_logits(team, s, row, s.trial_logits + (long long)row * s.outputs);
+    read_tape(team, s, row);
 }

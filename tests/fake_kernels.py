@@ -21,7 +21,7 @@ from tests.fake_memory import Violation, viewed
 
 GOES_ON = 5
 # Fields of Solve that may be null: what a flow in W, or one without labels or heads on z, does not have.
-MAY_BE_NULL = {"embedding", "hidden", "input", "state", "trial_w", "cotangent", "pulled"}
+MAY_BE_NULL = {"combined", "embedding", "hidden", "input", "state", "trial_w", "cotangent", "pulled"}
 
 
 class DeviceOf(FakeCuda):

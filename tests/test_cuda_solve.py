@@ -285,7 +285,7 @@ def test_every_number_of_the_struct_is_set(world, on_device):
     (plan,) = [plan for plan in sampler.runtime.engine.plans.values() if plan.tickets.host["near"].any()]
     runge_kutta = {"stages", "fsal", "proportional", "integral", "rate_slope"}
     left = {name for name in layout.DTYPES["Solve"].names if not plan.solve[name]}
-    assert left <= runge_kutta | {"steps", "embedding", "embedded", "in_w", "state"}
+    assert left <= runge_kutta | {"steps", "embedding", "embedded", "in_w", "state", "combined"}
 
 
 def test_work_spaces_have_the_sizes_that_the_kernels_take():
