@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
+$(VENV)/.ready: pyproject.toml $(wildcard kernels/*.cuh kernels/cpu/*.h kernels/cpu/*.cpp)
 	$(PYTHON) -m venv $(VENV)
 	@if $(PYTHON) -c "import urllib.request as u; u.urlopen('$(TORCH_INDEX)/torch/', timeout=3)" 2>/dev/null; \
 	then set -x; $(BIN)/pip install -q --extra-index-url $(TORCH_INDEX) $(TORCH); \

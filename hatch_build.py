@@ -1,7 +1,7 @@
-"""What installing does beside copying: it compiles the field for the CPU, where there is a C++ compiler."""
+"""What installing does beside copying: it compiles the sources of kernels/cpu, where there is a C++ compiler."""
 
-import importlib.util
-from pathlib import Path
+import importlib
+import sys
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
@@ -11,12 +11,11 @@ class CpuField(BuildHookInterface):
     """Without a compiler the package works too: runtime "onnxruntime" then solves in the place of "native"."""
 
     def initialize(self, version: str, build_data: dict) -> None:
-        place = Path(self.root) / "kernels" / "cpu" / "build.py"
-        spec = importlib.util.spec_from_file_location("lace_cpu_build", place)
-        if spec is None or spec.loader is None:
-            raise OSError(f"{place} cannot be read")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.path.insert(0, self.root)
+        try:
+            module = importlib.import_module("kernels.cpu.build")
+        finally:
+            sys.path.remove(self.root)
         built = module.build()
         if not built:
             self.app.display_warning("no C++ compiler was found (g++, clang++ or $CXX): runtime 'native' is left out")

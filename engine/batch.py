@@ -65,6 +65,8 @@ class Batch:
     clock, step   (capacity,) float64      position on the solver's clock, next step
     error         (capacity,) float64      last accepted error, for PI control
     reach         (capacity,) float64      longest step that the budget may force
+    counters      (capacity, 4)            steps, evaluations, rejected, forced
+    is_watched    whether rows may be dropped or admitted before one of them ends: a solver then takes one step a call
     """
 
     def __init__(self, capacity: int, width: int, w_dim: int, dtype: np.dtype):
@@ -86,10 +88,12 @@ class Batch:
         self.logp = np.zeros(capacity)
         self.clock, self.step = np.zeros(capacity), np.zeros(capacity)
         self.error, self.reach = np.ones(capacity), np.full(capacity, np.inf)
-        self.status = np.full(capacity, Status.DONE, np.int8)
-        self.counters = np.zeros((4, capacity), np.int64)
-        self.steps, self.evaluations, self.rejected, self.forced = self.counters
+        # Compiled solvers read and write these too: kernels/layout.cuh.
+        self.status = np.full(capacity, Status.DONE, np.int32)
+        self.counters = np.zeros((capacity, 4), np.int32)
+        self.steps, self.evaluations, self.rejected, self.forced = self.counters.T
         self.seeds = [0] * capacity
+        self.is_watched = False
         self.tapes: list[Tape] = [EMPTY] * capacity
 
     def admit(self, row: int, start: Start) -> None:
@@ -100,26 +104,29 @@ class Batch:
         self.tapes[row], self.seeds[row] = start.tape, start.seed
         self.near[row] = start.tape.near
         self.columns[row] = len(start.tape.columns)
-        self.widen(len(start.tape.columns))
-        self.jacobian[row], self.curvature[row] = 0.0, 0.0
         self.clock[row], self.step[row], self.error[row], self.reach[row] = 0.0, 0.0, 1.0, np.inf
-        self.counters[:, row] = 0
+        self.counters[row] = 0
         self.status[row], self.is_measured[row] = RUNNING, False
 
     def keep(self, rows: Array | slice, logp: Array, w: Array, logits: Array) -> None:
         """What was found at the rows' z: log p (n,), w (n, w_dim), all logits (n, L). Then nobody need measure it."""
-        if self.logits.shape[1] != logits.shape[1]:
-            self.logits = np.zeros((self.capacity, logits.shape[1]), self.dtype)
+        self.hold_logits(logits.shape[1])
         self.logp[rows], self.w[rows], self.logits[rows], self.is_measured[rows] = logp, w, logits, True
 
-    def widen(self, columns: int) -> None:
-        """Make room for rows of ``columns`` columns."""
-        old = self.jacobian.shape[1]
+    def hold_logits(self, count: int) -> None:
+        """Make room for so many a row."""
+        if self.logits.shape[1] != count:
+            self.logits = np.zeros((self.capacity, count), self.dtype)
+
+    def hold_linear(self, rows: Array) -> None:
+        """Make room for the linear flows of new rows; nothing of the slots' former rows is left there."""
+        old, columns = self.jacobian.shape[1], int(self.columns[rows].max(initial=0))
         if columns > old:
             jacobian, curvature = self.jacobian, self.curvature
             self.jacobian = np.zeros((self.capacity, columns, jacobian.shape[2]), self.dtype)
             self.curvature = np.zeros((self.capacity, columns, columns))
             self.jacobian[:, :old], self.curvature[:, :old, :old] = jacobian, curvature
+        self.jacobian[rows], self.curvature[rows] = 0.0, 0.0
 
     def running(self) -> Array:
         return (self.status == RUNNING).nonzero()[0]

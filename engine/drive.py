@@ -61,6 +61,7 @@ class Lane:
     def admit(self, ticket: Ticket) -> None:
         row = self.free.pop()
         self.tickets[row], self.is_taken[row] = ticket, True
+        self.batch.is_watched |= ticket.future is not None or ticket.deadline < math.inf
         self.fresh.append(row)
         self.batch.admit(row, ticket.start)
 

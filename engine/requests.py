@@ -117,5 +117,7 @@ def checked_latent(latent: Array, width: int, name: str) -> Array:
 
 def to_pixels(images: Array) -> Array:
     """(n, C, H, W) -> (n, H, W, C) in 8 bits as StyleGAN defines them: x 127.5 + 128, cut off at both ends."""
-    pixels = np.clip(images * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    pixels = images * np.float32(127.5)
+    pixels += np.float32(128)
+    np.clip(pixels, 0, 255, out=pixels)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1), np.uint8)

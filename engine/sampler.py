@@ -239,7 +239,7 @@ class Sampler:
             done = unknown[batch.status[unknown] == Status.DONE]
             batch.status[done[~np.isfinite(batch.logp[done])]] = Status.NONFINITE
         ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
-                   batch.counters[:, rows].T.tolist(), strict=True)  # fmt: skip
+                   batch.counters[rows].tolist(), strict=True)  # fmt: skip
         for row, logp, status, (steps, evaluations, rejected, forced) in ends:
             ticket = lane.tickets[row]
             ticket.sample = Sample(

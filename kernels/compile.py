@@ -13,10 +13,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
-from kernels import field, tape
-from kernels.layout import JOINS, LEAVES, OPCODES, PRECISIONS
+from kernels.constants import constants
+from kernels.layout import PRECISIONS
 
 HERE = Path(__file__).parent
 # By source: its kernels, with the threads of a block. One source is one module on the device.
@@ -34,7 +32,6 @@ BY_PRECISION = ("network", "wide")  # the others are the same for all
 WGMMA = "sm_90a"  # the one architecture that has it
 # Rows and columns of a block. The last one is for devices and precisions that ``has_wgmma``.
 TILES = {"dense_16x8": (16, 8), "dense_32x16": (32, 16), "dense_64x32": (64, 32), "dense_64x64": (64, 64)}
-FAST_COLUMNS = 16  # up to so many columns the small matrices of Gauss-Newton are in shared memory
 OPTIONS = ("--std=c++17", "--ptxas-options=-v")
 FORMAT = 3  # of the files in the cache
 
@@ -97,22 +94,8 @@ def has_wgmma(capability: tuple[int, int], precision: str) -> bool:
 def sources() -> dict[str, str]:
     """All texts by name; constants.cuh is made here."""
     texts = {path.name: path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".cu", ".cuh")}
-    return texts | {"constants.cuh": constants()}
-
-
-def constants() -> str:
-    """The twins' constants as C, so that a number is written down once."""
-    numbers = {
-        "SLOPE": field.SLOPE, "MOMENT_EPSILON": field.MOMENT_EPSILON, "PI": np.pi, "EPSILON": np.finfo(float).eps,
-        "NOT_STRENGTH": tape.NOT_STRENGTH, "OR_LEFT_WEIGHT": tape.OR_LEFT_WEIGHT, "HIGHEST_VALUE": tape.HIGHEST_VALUE,
-        "ERFC_CENTRE": tape.ERFC_CENTRE, "FAR_TAIL": tape.FAR_TAIL,
-    }  # fmt: skip
-    lines = [f"#define {name} {float(value)!r}" for name, value in numbers.items()]
-    lines.append(f"#define SCALED_ERFC {', '.join(repr(float(x)) for x in tape.SCALED_ERFC)}")
-    lines += [f"#define OP_{name.upper()} {i}" for i, name in enumerate(OPCODES)]
-    lines += [f"#define BLOCK_{name} {threads}" for name, threads in BLOCKS.items()]
-    counts = {"LEAVES": len(LEAVES), "JOINS": len(JOINS), "FAST_COLUMNS": FAST_COLUMNS}
-    return "\n".join([*lines, *(f"#define {name} {n}" for name, n in counts.items())]) + "\n"
+    blocks = [f"#define BLOCK_{name} {threads}\n" for name, threads in BLOCKS.items()]
+    return texts | {"constants.cuh": "".join([constants(), *blocks])}
 
 
 def cache_folder() -> Path:

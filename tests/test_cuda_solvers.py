@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from engine import Request, Sampler
 from engine.batch import Batch, Status
-from engine.cuda.settings import kernel, numbers, tableau
+from engine.cuda.settings import kernel
 from engine.solvers import gauss_newton
+from engine.solvers.compiled import numbers, tableau
 from engine.solvers.gauss_newton import GaussNewton
 from engine.tape import lower
 from kernels import tape

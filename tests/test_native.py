@@ -28,13 +28,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=RUNNABLE)
-def variant(request):
+@pytest.fixture(params=RUNNABLE)
+def variant(request, monkeypatch):
     """Chosen by $LACE_CPU, as a user may."""
-    before = os.environ.get("LACE_CPU")
-    os.environ["LACE_CPU"] = request.param
-    yield request.param
-    os.environ.pop("LACE_CPU") if before is None else os.environ.update(LACE_CPU=before)
+    monkeypatch.setenv("LACE_CPU", request.param)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +256,7 @@ def test_bfloat16_is_refused_without_its_instructions(tmp_path, monkeypatch):
 
 
 def test_what_was_built_from_other_sources_goes(tmp_path):
-    old = tmp_path / "field-plain-0123456789abcdef.so"
+    old = tmp_path / "lace-plain-0123456789abcdef.so"
     old.write_bytes(b"")
     (built,) = build.build(tmp_path, ["plain"])
     assert list(tmp_path.iterdir()) == [built]

@@ -58,6 +58,20 @@ class ToTheLast:
         self.inner.step(cast(Flow, WholeBatch(flow)), batch, rows)
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledToTheLast:
+    """The same for a solver whose steps are compiled: it is given all rows, and moves those that have not arrived."""
+
+    inner: Solver
+
+    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        batch.is_watched = True  # a step a call: the inner solver would stop at rows that have arrived
+        self.inner.begin(flow, batch, rows)
+
+    def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        self.inner.step(flow, batch, np.flatnonzero((batch.columns > 0) | (batch.near > 0)))  # all that have begun
+
+
 def stream(bench: Bench) -> None:
     """Mixed requests, batch after batch and in one queue; with pictures too, where the bundle can draw."""
     bundle, (capacity, count) = bench.bundle, QUICK if bench.quick else FULL
@@ -66,7 +80,9 @@ def stream(bench: Bench) -> None:
             "capacity": capacity}  # fmt: skip
     batches = partial(in_batches, capacity)
     with Sampler(bundle, capacity=capacity, threads=bench.threads) as sampler:
-        whole = Sampler(bundle, capacity=capacity, threads=bench.threads, solver=ToTheLast(sampler.solver))
+        whole = Sampler(bundle, capacity=capacity, threads=bench.threads)
+        is_compiled = sampler.stepper is not sampler.solver
+        whole.stepper = CompiledToTheLast(whole.stepper) if is_compiled else ToTheLast(whole.solver)
         alone = np.stack([sampler.solve([request])[0].w for request in requests])
         ways: dict[str, Way] = {STATIC: partial(batches, whole.solve), LEAVING: partial(batches, sampler.solve),
                                 "one queue": sampler.solve}  # fmt: skip

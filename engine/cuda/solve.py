@@ -6,9 +6,8 @@ wait on the device for a row to become free.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,10 @@ from engine.cuda.network import Network
 from engine.cuda.settings import Steps
 from engine.cuda.tables import Reading, Shape, put
 from engine.errors import BackendError
+from engine.solvers import compiled
+from engine.solvers.compiled import packed, shared
 from engine.tape import Tape
-from kernels.layout import DTYPES, pack
+from kernels.layout import DTYPES
 
 log = logging.getLogger(__name__)
 # The fields of ``queue``; kernels/turnover.cuh reads and writes them.
@@ -79,17 +80,6 @@ def scratch_size(columns: int, nodes: int) -> int:
     return columns * (3 * columns + 5) + 8 * nodes + 2
 
 
-def shared(tapes: Sequence[Tape]) -> Iterable[tuple[Tape, list[int]]]:
-    """Each tape with the rows that have it; most calls have one for all rows."""
-    rows: dict[int, list[int]] = {}
-    for i, tape in enumerate(tapes):
-        rows.setdefault(id(tape), []).append(i)
-    return ((tapes[some[0]], some) for some in rows.values())
-
-
-packed = lru_cache(maxsize=1024)(pack)
-
-
 class Plan:
     """``run`` solves tickets whose needs ``shape`` covers.
 
@@ -100,7 +90,7 @@ class Plan:
         self.network, self.kernels, self.shape, self.solver = network, kernels, shape, solver
         self.device, self.loops = network.device, loops
         self.evaluation = Evaluation(network, kernels, shape)
-        self.table = settings.tableau(solver)
+        self.table = compiled.tableau(solver)
         self.rows = Region(self.device, self.row_fields())
         self.control = Region(self.device, {
             "solve": ((1,), DTYPES["Solve"]), "queue": ((6,), INT), "tableau": (self.table.shape, DOUBLE),
@@ -136,7 +126,7 @@ class Plan:
                   "velocity", "psi", *(["state"] if on_z else []),
                   *([] if self.shape.in_w else ["input", "trial_w", "cotangent", "pulled"])]  # fmt: skip
         return {
-            **settings.numbers(self.solver), "capacity": self.shape.capacity, "width": e.width, "w_dim": g.w_dim,
+            **compiled.numbers(self.solver), "capacity": self.shape.capacity, "width": e.width, "w_dim": g.w_dim,
             "input_stride": e.input_stride, "state_stride": e.state_stride, "w_stride": e.w_stride,
             "outputs": network.outputs, "embedded": network.embedded, "in_w": self.shape.in_w,
             "head": e.tables.region["heads"], "column": e.tables.region["columns"],

@@ -1,19 +1,29 @@
-"""The field by our own kernels for the CPU (kernels/cpu), pictures by ONNX Runtime."""
+"""The field and the default solver by our own kernels for the CPU (kernels/cpu), pictures by ONNX Runtime."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray as Array
 
 from engine import __version__
+from engine.batch import RUNNING, Batch
 from engine.bundle import Bundle
 from engine.errors import BackendError
+from engine.flow import Flow
+from engine.routing import Inputs
 from engine.runtimes import ALL, Linearise, MissingRuntime
 from engine.runtimes.onnxruntime import OnnxRuntime
+from engine.solvers import Solver
+from engine.solvers.compiled import numbers, packed, shared
+from engine.solvers.gauss_newton import GaussNewton
 from kernels.cpu.library import CpuField, CpuNetwork, NotBuilt
+from kernels.cpu.rows import SLOTS, Columns, CpuRows
 
 # By precision: whether cotangents are bfloat16.
 PRECISIONS = {"fp32": False, "bf16-jacobian": True}
+# Rounds of rows that nobody watches: more than any row takes.
+TO_THE_END = 1 << 40
 
 
 class NativeField:
@@ -22,6 +32,10 @@ class NativeField:
     def __init__(self, network: CpuNetwork, space: str):
         self.field, self.in_w = CpuField(network), space == "w"
         self.linearise: Linearise | None = None if self.in_w else self.run_linearise
+        # Of the solver and the batch that came last.
+        self.solver: GaussNewton | None = None
+        self.batch: Batch | None = None
+        self.rows: CpuRows | None = None
 
     def run_linearise(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, tuple[Array, Array]],
                       pair_row: Array, source: Array, near_row: Array, near_anchor: Array):  # fmt: skip
@@ -43,6 +57,45 @@ class NativeField:
         pair_row = np.repeat(np.arange(n) if rows is None else rows, r)
         return self.field.back(cotangent.reshape(n * r, width), pair_row).reshape(n, r, -1)
 
+    def rows_of(self, batch: Batch, solver: GaussNewton, inputs: Inputs) -> CpuRows:
+        """What takes the batch's rows along the flow."""
+        if self.rows is None or self.solver != solver:
+            self.rows = CpuRows(self.field, columns_of(inputs), numbers(solver), is_w=self.in_w)
+            self.solver, self.batch = solver, None
+        if self.batch is not batch:
+            batch.hold_logits(inputs.count)
+            self.rows.hold(**{name: getattr(batch, name) for name in SLOTS})
+            self.batch = batch
+        return self.rows
+
+
+def columns_of(inputs: Inputs) -> Columns:
+    names = list(inputs.seeds)
+    first = np.array([inputs.spans[name].start for name in names])
+    minus = np.where(inputs.minus == inputs.count, -1, inputs.minus)
+    return Columns(names, first, inputs.count, inputs.head, inputs.plus, minus)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSteps:
+    """The default solver with its steps in C++. engine.solvers.gauss_newton is the twin, and says what they do."""
+
+    solver: GaussNewton
+
+    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        compiled = self.rows_of(flow, batch)
+        for tape, some in shared([batch.tapes[row] for row in rows]):
+            column = np.array([flow.inputs.number[column] for column in tape.columns], np.int64)
+            compiled.admit(rows[some].tolist(), column, packed(tape.program), tape.parameters)
+
+    def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        self.rows_of(flow, batch).advance(rows, 1 if batch.is_watched else TO_THE_END)
+        batch.is_measured[rows[batch.status[rows] != RUNNING]] = True
+
+    def rows_of(self, flow: Flow, batch: Batch) -> CpuRows:
+        assert isinstance(flow.field, NativeField)
+        return flow.field.rows_of(batch, self.solver, flow.inputs)
+
 
 class NativeRuntime:
     name, device, precision = "native", "cpu", "fp32"
@@ -62,6 +115,10 @@ class NativeRuntime:
         self.slopes = "bf16" if half else "fp32"
         self.pictures = OnnxRuntime(bundle, threads)
         self.version = f"{__version__} ({self.network.variant}) with onnxruntime {OnnxRuntime.version}"
+
+    def solver(self, solver: Solver, capacity: int) -> Solver:
+        """The default solver as it runs here; the others step by step."""
+        return NativeSteps(solver) if type(solver) is GaussNewton else solver
 
     def field(self, space: str = "z") -> NativeField:
         return NativeField(self.network, space)

@@ -18,6 +18,7 @@ from engine.errors import BackendError
 from engine.runtimes import Field, MissingRuntime
 from engine.runtimes.native import NativeRuntime
 from engine.runtimes.onnxruntime import OnnxRuntime, decode
+from engine.solvers import Solver
 
 # Without one of these instructions the plugin emulates bfloat16 on AVX-512, slower than float32.
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert"}
@@ -72,6 +73,9 @@ class OpenVinoRuntime:
             return self.core.compile_model(model, "CPU", self.options)
         except RuntimeError as error:
             raise BackendError(f"openvino {self.version} cannot open {path}: {error}") from error
+
+    def solver(self, solver: Solver, capacity: int) -> Solver:
+        return self.solving.solver(solver, capacity) if isinstance(self.solving, NativeRuntime) else solver
 
     def field(self, space: str = "z") -> Field:
         return self.solving.field(space)

@@ -5,6 +5,8 @@ A solver is a frozen record of its settings with two functions:
     begin(flow, batch, rows)   evaluate the start of newly admitted rows
     step(flow, batch, rows)    advance each running row by at most one step, and set its status
 
+A runtime's own way to run a solver may take more steps a call, unless ``batch.is_watched``.
+
 Rows are in lockstep only in that they share calls of the field; time, step, error and fate are a row's own.
 """
 

@@ -123,7 +123,8 @@ class GaussNewton:
             raise SolveError("gauss-newton needs max_evaluations >= 3 and steps >= 1")
 
     def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
-        """Nothing: ``step`` evaluates the start of new rows in the same call as the trials of the others."""
+        """Only room: ``step`` evaluates the start of new rows in the same call as the trials of the others."""
+        batch.hold_linear(rows)
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         if self.steps is not None:

@@ -1,7 +1,7 @@
-"""Compile the sources beside this file:  python -m kernels.cpu.build
+"""Compile the sources beside this file, and the step that a GPU has too:  python -m kernels.cpu.build
 
-Installing the package does it too (hatch_build.py, which has nothing but the standard library). One library for each
-set of instructions, because the machine that builds need not be the one that runs.
+Installing the package does it as well (hatch_build.py). One library for each set of instructions, because the machine
+that builds need not be the one that runs.
 """
 
 import hashlib
@@ -11,8 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+
+from kernels.constants import constants
 
 HERE = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
@@ -41,13 +44,14 @@ def variants() -> list[str]:
 @cache
 def digest() -> str:
     """Of the sources."""
-    texts = (path.name.encode() + path.read_bytes() for path in sorted(HERE.iterdir()) if path.suffix in (".h", ".cpp"))
-    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+    files = sorted((*HERE.glob("*.h"), *HERE.glob("*.cpp"), *HERE.parent.glob("*.cuh")))
+    texts = [path.name + path.read_text() for path in files]
+    return hashlib.sha256("".join([*texts, constants()]).encode()).hexdigest()[:16]
 
 
 def library_path(variant: str, folder: Path = HERE) -> Path:
     """Its name tells its sources, so that what was built from others is not loaded."""
-    return folder / f"field-{variant}-{digest()}.so"
+    return folder / f"lace-{variant}-{digest()}.so"
 
 
 def compiler() -> str | None:
@@ -57,24 +61,27 @@ def compiler() -> str | None:
 
 def build(folder: Path = HERE, names: list[str] | None = None) -> list[Path]:
     """Compile the variants that are not there yet; none without a compiler. One that it refuses is left out."""
-    with_compiler = compiler()
-    if with_compiler is None or sys.platform == "win32":
+    if compiler() is None or sys.platform == "win32":
         return []
-    found = []
-    for name in variants() if names is None else names:
-        place = library_path(name, folder)
-        if not place.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                partial = Path(scratch) / place.name
-                command = [with_compiler, *OPTIONS, *VARIANTS[name][1], str(HERE / "field.cpp"), "-o", str(partial)]
-                if subprocess.run(command, check=False).returncode:
-                    sys.stderr.write(f"{with_compiler} does not compile variant {name!r}: left out\n")
-                    continue
-                partial.replace(place)
-        found.append(place)
-    for old in set(folder.glob("field-*.so")) - {library_path(name, folder) for name in variants()}:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda name: compiled(name, folder), variants() if names is None else names))
+    for old in set(folder.glob("*.so")) - {library_path(name, folder) for name in variants()}:
         old.unlink()
-    return found
+    return [place for place in found if place is not None]
+
+
+def compiled(name: str, folder: Path) -> Path | None:
+    place = library_path(name, folder)
+    if place.exists():
+        return place
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        partial = Path(scratch) / place.name
+        (Path(scratch) / "constants.cuh").write_text(constants())
+        command = [str(compiler()), *OPTIONS, *VARIANTS[name][1], f"-I{scratch}", str(HERE / "library.cpp")]
+        if subprocess.run([*command, "-o", str(partial)], check=False).returncode:
+            sys.stderr.write(f"{compiler()} does not compile variant {name!r}: left out\n")
+            return None
+        return partial.replace(place)
 
 
 if __name__ == "__main__":

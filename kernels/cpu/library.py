@@ -21,7 +21,7 @@ class NotBuilt(ImportError):
     """There is no compiled library here: why, and what to do."""
 
 
-# --- the records of field.cpp -------------------------------------------------------------------------------------
+# --- the records of field.h -------------------------------------------------------------------------------------
 
 
 def members(names: str, kind: type) -> list[tuple[str, type]]:
@@ -86,6 +86,10 @@ def library(variant: str) -> ctypes.CDLL:
         ("open_field", c_void_p, [POINTER(Network), c_void_p]),
         ("close_field", None, [c_void_p]),
         ("evaluate", c_int64, [c_void_p, POINTER(Call), c_int64]),
+        ("open_rows", c_void_p, [c_void_p, c_void_p, c_void_p]),
+        ("close_rows", None, [c_void_p]),
+        ("admit", c_int64, [c_void_p, c_void_p, c_int64, c_void_p]),
+        ("advance", c_int64, [c_void_p, c_void_p, c_int64, c_int64, c_int64]),
     ):
         function = getattr(found, f"lace_{name}")
         function.restype, function.argtypes = result, arguments
@@ -224,7 +228,7 @@ class CpuField:
 
         heads     {name: (positions (m,) or None for all rows, seeds (k, C))}
         slopes    whether to give those of each head
-        pairs     the cotangents to bring back to z in the same call: see ``Call`` in field.cpp
+        pairs     the cotangents to bring back to z in the same call: see ``Call`` in field.h
         returns   w (rows, w_dim), {name: (logits (m, C), slopes (m, k, into) or None)}, jacobian (pairs, z_dim)
         """
         network, rows = self.network, len(z)

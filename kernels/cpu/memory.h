@@ -1,8 +1,7 @@
 // Matrices with padded rows, in memory that is kept from call to call.
 #pragma once
-#include <cstdlib>
-#include <memory>
 #include <new>
+#include <sys/mman.h>
 #include <vector>
 
 #include "tile.h"
@@ -13,6 +12,21 @@ template <class T> struct Rows {
     T* data = nullptr;
     int64_t stride = 0;
     T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+// Pages of the system's own: what is kept for long in malloc's arenas leaves holes there when it grows.
+struct Block {
+    explicit Block(size_t size) : size(size) {
+        data = (char*)mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (data == MAP_FAILED) throw std::bad_alloc();
+    }
+    Block(Block&& other) noexcept : data(other.data), size(other.size) { other.data = nullptr; }
+    ~Block() {
+        if (data) munmap(data, size);
+    }
+
+    char* data;
+    size_t size;
 };
 
 // Takes pieces one after the other; `reset` gives them all back. It never shrinks.
@@ -27,8 +41,8 @@ class Memory {
     }
     template <class T> T* take(int64_t count) {
         size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        if (blocks.empty() || used + bytes > size) add(bytes);
-        char* here = blocks.back().get() + used;
+        if (blocks.empty() || used + bytes > blocks.back().size) add(bytes);
+        char* here = blocks.back().data + used;
         used += bytes;
         total += bytes;
         return (T*)here;
@@ -44,13 +58,10 @@ class Memory {
 
    private:
     void add(size_t bytes) {
-        size = bytes < 65536 ? 65536 : bytes;
-        char* block = (char*)std::aligned_alloc(64, size);
-        if (!block) throw std::bad_alloc();
-        blocks.emplace_back(block, &std::free);
+        blocks.emplace_back(bytes < 65536 ? 65536 : bytes);
         used = 0;
     }
 
-    std::vector<std::unique_ptr<char, decltype(&std::free)>> blocks;
-    size_t size = 0, used = 0, total = 0;
+    std::vector<Block> blocks;
+    size_t used = 0, total = 0;
 };

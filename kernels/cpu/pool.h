@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -57,7 +58,10 @@ class Job {
 class Pool {
    public:
     explicit Pool(int threads) : process(getpid()) {
-        for (int i = 1; i < threads; i++) workers.emplace_back([this, i] { serve(i); });
+        try {
+            for (int i = 1; i < threads; i++) workers.emplace_back([this, i] { serve(i); });
+        } catch (const std::exception&) {  // the system gives no more: those that are there do the work
+        }
     }
     ~Pool() {
         if (getpid() != process) {  // a fork has copied this object, but not its threads

@@ -3,6 +3,7 @@
 // kernels/field.py is the twin and tells what each part computes. The threads of a pool go through an evaluation
 // together, level by level. Products are split by panels of the weights, so that each is read once; all else by rows.
 // What goes backwards is float, or half where T is.
+#pragma once
 #include <algorithm>
 #include <cmath>
 
@@ -179,7 +180,7 @@ template <class T> struct Evaluation : Job {
             flows[side] = passing.pointers(call.pairs, flow[side]);
         }
         end = passing.rows<float>(call.pairs, mapping.into);
-        levels = std::vector<Level>(2 * (mapping.depth + deepest) + 6);
+        levels = std::vector<Level>(2 * (mapping.depth + deepest) + 7);
     }
 
     void plan_mapping(Field& field) {
@@ -232,6 +233,10 @@ template <class T> struct Evaluation : Job {
 
     void run() override {
         int level = 0;
+        evaluate(level);
+    }
+
+    void evaluate(int& level) {
         if (!call.cotangent) {
             if (!call.is_w) map(level);
             run_heads(level);
@@ -421,29 +426,3 @@ template <class T> struct Evaluation : Job {
             store_part(call.jacobian + pair * d + i, (load(g + i) - radial * load(x + i)) * scale, d - i);
     }
 };
-
-template <class T> void evaluate(Field& field, const Call& call) {
-    auto evaluation = std::make_shared<Evaluation<T>>(field, call);
-    field.pool.run(evaluation->pieces(), evaluation);
-}
-
-extern "C" {
-int64_t lace_panel() { return PANEL; }
-int64_t lace_has_half() { return HAS_HALF; }
-
-Pool* lace_open_pool(int64_t threads) { return new Pool(threads); }
-void lace_close_pool(Pool* pool) { delete pool; }
-// Both must outlive the field.
-Field* lace_open_field(const Network* network, Pool* pool) { return new Field(*network, *pool); }
-void lace_close_field(Field* field) { delete field; }
-
-// One call of a field at a time; several fields may share a pool. Gives 0, or 1 where memory was not enough.
-int64_t lace_evaluate(Field* field, const Call* call, int64_t is_half) {
-    try {
-        is_half ? evaluate<half>(*field, *call) : evaluate<float>(*field, *call);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
-}
-}
