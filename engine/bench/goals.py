@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from engine.bench.records import figures
+
 Lines = Sequence[Mapping]
 WORLD = "ffhq"  # the benchmark's own bundle
 PAPER = "paper"
@@ -83,8 +85,8 @@ def ratio(text: str, needed: float, entered: Lines, good: Lines, other: Mapping 
     if ours is None:
         return Goal(text, wanted, lacks, False)
     factor = other["median"] / ours["median"]
-    times = [f"`{line['contestant']}` {line['median']:.4g} ms" for line in (ours, other)]
-    return Goal(text, wanted, f"{factor:.3g} times: {', '.join(times)}", factor >= needed)
+    times = [f"`{line['contestant']}` {figures(line['median'])} ms" for line in (ours, other)]
+    return Goal(text, wanted, f"{figures(factor, 3)} times: {', '.join(times)}", factor >= needed)
 
 
 def counted(number: object, noun: str) -> str:
@@ -120,8 +122,8 @@ def hard_targets(lines: Lines) -> list[Goal]:
             continue
         limits = [(1 + ENERGY_SHARE) * energy + ENERGY_EXTRA for energy in (ours["floor_energy"], dopri5["energy"])]
         most = ours["evaluations"]["most"]
-        told = (f"{most} evaluations, energy {ours['energy']:.4g}; converged {ours['floor_energy']:.4g}, "
-                f"dopri5 {dopri5['energy']:.4g}")  # fmt: skip
+        told = (f"{most} evaluations, energy {figures(ours['energy'])}; converged {figures(ours['floor_energy'])}, "
+                f"dopri5 {figures(dopri5['energy'])}")  # fmt: skip
         goals.append(Goal(text, needed, told, most <= BUDGET and ours["energy"] <= min(limits)))
     return goals or [Goal("hard targets", needed, "", None)]
 

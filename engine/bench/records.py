@@ -130,3 +130,8 @@ def commit() -> str:
         return "installed"
     changed = git(root, "status", "--porcelain", "--untracked-files=no")
     return git(root, "rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
+def figures(value: float, digits: int = 4) -> str:
+    """With so many digits that count and no exponent: 20,620 and not 2.062e+04."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine.bench.goals import Goal, counted, find_goals
-from engine.bench.records import RecordError, read
+from engine.bench.records import RecordError, figures, read
 from engine.errors import LaceError
 from engine.folders import writing_folder
 
@@ -93,7 +93,8 @@ def accuracy(lines: Sequence[Mapping]) -> str:
             continue
         (rows,), chosen = max(sizes.items(), key=lambda entry: (len(entry[1]), entry[0]))
         body = [[f"`{line['contestant']}`", f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
-                 f"{line['energy']:.4f}", f"{line['trajectory_error']:.2f}", f"{line['q1']:.4g} to {line['q3']:.4g}",
+                 f"{line['energy']:.4f}", f"{line['trajectory_error']:.2f}",
+                 f"{figures(line['q1'])} to {figures(line['q3'])}",
                  str(line["repeats"]), line.get("note", "")] for line in chosen]  # fmt: skip
         head = ["contestant", "evaluations: mean", "most", "energy", "trajectory error", "quartiles, ms", "repeats", ""]
         title = (f"{world}, {counted(attributes, 'attribute')}, {counted(rows, 'row')}; "
@@ -108,8 +109,8 @@ def hard(lines: Sequence[Mapping]) -> str:
         if "energy" in line:
             counts = line["evaluations"]
             body.append([f"{line['world']}, {line['targets']}: `{line['contestant']}`", time(line),
-                         f"{counts['mean']:.0f}", f"{counts['most']}", f"{line['energy']:.4g}",
-                         f"{line['floor_energy']:.4g}", f"{line['trajectory_error']:.2f}"])  # fmt: skip
+                         f"{counts['mean']:.0f}", f"{counts['most']}", figures(line["energy"]),
+                         figures(line["floor_energy"]), f"{line['trajectory_error']:.2f}"])  # fmt: skip
     head = ["targets", "ms", "evaluations: mean", "most", "energy", "converged", "trajectory error"]
     return markdown(head, body) if body else ""
 
@@ -119,17 +120,17 @@ def plain(lines: Sequence[Mapping], suite: str, facts: Sequence[str]) -> str:
     body = []
     for line in of_suite(lines, suite):
         if line.get("median") is not None:
-            spread = f"{line['q1']:.4g} to {line['q3']:.4g}" if "q1" in line else ""
+            spread = f"{figures(line['q1'])} to {figures(line['q3'])}" if "q1" in line else ""
             mark = "" if line["check"] == "passed" else WRONG
             body.append([f"`{line['contestant']}`", *(shown(line.get(fact)) for fact in facts),
-                         f"{line['median']:.4g} {line['unit']}{mark}", spread])  # fmt: skip
+                         f"{figures(line['median'])} {line['unit']}{mark}", spread])  # fmt: skip
     return markdown(["contestant", *facts, "median", "quartiles"], body) if body else ""
 
 
 def shown(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {part:.4g}" for key, part in value.items())
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return ", ".join(f"{key} {figures(part)}" for key, part in value.items())
+    return "" if value is None else figures(value) if isinstance(value, float) else str(value)
 
 
 def missing(lines: Sequence[Mapping]) -> str:
