@@ -15,6 +15,8 @@ from engine.folders import writing_folder
 REPORT = "report.md"
 VERDICT = {True: "met", False: "**not met**", None: "not measured"}
 WRONG = "†"  # behind a time whose answer did not pass its check
+FIELDS = ("Ours with a row of the Jacobian for each column that the condition reads, as the default solver needs it, "
+          "and called from Python, as the other solvers call it; peers: the gradient alone.")  # fmt: skip
 
 
 class ReportError(LaceError):
@@ -179,12 +181,13 @@ def is_benchmark_world(line: Mapping) -> bool:
 
 
 def sections(lines: Sequence[Mapping]) -> dict[str, str]:
+    fields = by_rows(lines, "field")
     return {
         "Goals": goals_table(find_goals(lines)),
         "Solve": by_rows(lines, "solve"),
         "Solve: accuracy": accuracy(lines),
         "Hard targets": hard(lines),
-        "One evaluation": by_rows(lines, "field"),
+        "One evaluation": f"{FIELDS}\n\n{fields}" if fields else "",
         "Stream": plain(lines, "stream", ("world", "pictures", "rows", "capacity", "details")),
         "Decode": plain(lines, "decode", ("world", "resolution", "rows", "psnr")),
         "A condition to a PNG": plain(lines, "end-to-end", ("world", "resolution", "energy")),

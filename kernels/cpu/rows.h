@@ -94,7 +94,7 @@ template <class T> struct Round : Evaluation<T> {
         int level = 0;
         this->evaluate(level);
         int64_t count = reading->rows.size();
-        this->each_row(level, 1, [&](int64_t) { return count; }, [&](int64_t, int64_t row) { advance(row); });
+        this->each(level, 1, [&](int64_t) { return count; }, [&](int64_t, int64_t row) { advance(row); });
     }
 
     void advance(int64_t i) {
