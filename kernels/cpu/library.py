@@ -124,7 +124,7 @@ def contiguous(array: Array | None, dtype: type) -> Array | None:
 
 
 def address(array: Array | None) -> int | None:
-    # Not by __array_interface__, whose keys are interned anew in each call: now and then Python then makes another table
+    # Not by __array_interface__, whose keys are interned anew in each call: some day Python then makes another table
     # of all interned strings, 1 MB, and malloc's arenas fill with the holes of the old ones.
     return None if array is None else array.ctypes.data
 
