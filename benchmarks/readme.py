@@ -39,6 +39,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def seconds(value: float) -> str:
+    if value < 0.1:
+        return f"{1000 * value:.0f} ms"
     return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
 
 
@@ -125,7 +127,7 @@ def soak(body: dict) -> str:
 {body["threads"]} threads submit random requests to one sampler, valid and invalid ones, with deadlines and
 cancellations. {counts["submitted"]:,} were accepted, {counts["ended"]:,} ended ({ends}), and
 {counts["refused"]:,} were refused. {body["solved_again"]} results were solved again, alone. Memory: from
-{memory["warm_mib"]:.0f} to {memory["end_mib"]:.0f} MiB. Command: `python -m benchmarks.soak`; commit
+{memory["warm_mib"]:.1f} to {memory["end_mib"]:.1f} MiB after the warm-up. Command: `python -m benchmarks.soak`; commit
 {short(body["commit"])}.
 
 {checks}"""
