@@ -14,7 +14,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.bundle import Bundle
-from engine.tape import Column, Tape
+from engine.tape import Column, Tape, by_tape
 from kernels.terms import Term, terms
 
 
@@ -60,6 +60,10 @@ class Inputs:
         numbers = {entry[0]: i for i, entry in enumerate(found)}
         first = np.searchsorted(head, np.arange(len(names) + 1))
         return cls(numbers, head, first, plus, minus, seeds, spans, int(ends[-1]), in_z)
+
+    def numbers(self, tape: Tape) -> Array:
+        """Of the columns that a tape reads."""
+        return np.array([self.number[column] for column in tape.columns], np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +127,15 @@ class Routing:
         self.width, self.count = int(columns.max(initial=0)), int(counts.sum())
         self.row, self.slot = enumerate_pairs(columns)
         self.pair = starts[self.row] + self.slot
-        distinct: dict[int, list[int]] = {}  # the rows of each tape
-        for row, tape in enumerate(tapes):
-            distinct.setdefault(id(tape), []).append(row)
-        numbers = {key: np.array([inputs.number[column] for column in tapes[rows[0]].columns], np.intp)
-                   for key, rows in distinct.items()}  # fmt: skip
+        distinct = by_tape(tapes)
+        numbers = {id(tape): inputs.numbers(tape) for tape, _ in distinct}
         self.column = np.concatenate([numbers[id(tape)] for tape in tapes]) if n else np.empty(0, np.intp)
         self.near = np.flatnonzero(is_near)
         self.near_pair = starts[self.near] + columns[self.near]
         self.each = int(counts[0]) if n and (counts == counts[0]).all() else None
         self.is_even = self.each is not None and not len(self.near)
         self.pair_row = np.repeat(np.arange(n), counts)
-        self.shared, rows, slots = share(tapes, list(distinct.values()))
+        self.shared, rows, slots = share(distinct)
         self.place(rows, slots, inputs)
         self.source = np.empty(self.count, np.int64)
         self.uses = self.find_uses(n, inputs)
@@ -192,22 +193,22 @@ def enumerate_pairs(counts: Array) -> tuple[Array, Array]:
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def share(tapes: Sequence[Tape], rows_of: Sequence[Sequence[int]]) -> tuple[list[Shared], list[Array], list[Array]]:
+def share(distinct: Sequence[tuple[Tape, Sequence[int]]]) -> tuple[list[Shared], list[Array], list[Array]]:
     """What the tapes say, term by term, in an order of the terms: a row's sums must not depend on its neighbours.
 
-    rows_of   of each different tape, the rows that have it
-    returns   the terms; of each its m rows, and the slots (m, k) of its columns there
+    distinct   each different tape with the rows that have it
+    returns    the terms; of each its m rows, and the slots (m, k) of its columns there
     """
-    found: dict[tuple, list[tuple[int, Term]]] = {}
-    for place, rows in enumerate(rows_of):
-        for term in terms(tapes[rows[0]].program):
-            found.setdefault(term.program, []).append((place, term))
+    found: dict[tuple, list[tuple[Tape, Sequence[int], Term]]] = {}
+    for tape, rows in distinct:
+        for term in terms(tape.program):
+            found.setdefault(term.program, []).append((tape, rows, term))
     shared, all_rows, all_slots, end = [], [], [], 0
-    for program, places in sorted(found.items()):
-        rows = np.array([row for place, _ in places for row in rows_of[place]], np.intp)
-        again = np.repeat(np.arange(len(places)), [len(rows_of[place]) for place, _ in places])
-        slots = np.array([term.columns for _, term in places], np.intp)[again]
-        parameters = np.array([tapes[rows_of[place][0]].parameters[term.parameters] for place, term in places])[again]
+    for program, places in sorted(found.items(), key=lambda entry: entry[0]):
+        rows = np.array([row for _, some, _ in places for row in some], np.intp)
+        again = np.repeat(np.arange(len(places)), [len(some) for _, some, _ in places])
+        slots = np.array([term.columns for *_, term in places], np.intp)[again]
+        parameters = np.array([tape.parameters[term.parameters] for tape, _, term in places])[again]
         shared.append(Shared(program, parameters, slice(end, end := end + slots.size), slots.shape))
         all_rows.append(rows)
         all_slots.append(slots)

@@ -6,7 +6,7 @@ written.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, Protocol
 
@@ -75,6 +75,14 @@ class Tape:
 
 # Of a condition that asks for nothing.
 EMPTY = Tape((), np.empty(0), (), 0.0, (), "product")
+
+
+def by_tape(tapes: Sequence[Tape]) -> list[tuple[Tape, list[int]]]:
+    """Each tape with the rows that have it; most calls have one for all rows."""
+    rows: dict[int, list[int]] = {}
+    for i, tape in enumerate(tapes):
+        rows.setdefault(id(tape), []).append(i)
+    return [(tapes[some[0]], some) for some in rows.values()]
 
 
 @dataclass(slots=True)

@@ -269,10 +269,7 @@ EITHER void begin(const Team& team, const Solve& s, int row, const Linear& flow,
 EITHER void arrive(const Team& team, const Solve& s, int row) {
     Fate fate = fate_of(s, row);
     fate.logp = log_p(team, s, row);
-    fate.counters[STEPS]++;
-    fate.counters[EVALUATIONS]++;
-    fate.clock += fate.passes;
-    fate.status = is_finite(fate.logp) ? STATUS_DONE : STATUS_NONFINITE;
+    decide(s, &fate, 0, is_finite(fate.logp), fate.logp);
     move(team, s, row);
     retire(team, s, row, fate);
 }

@@ -23,8 +23,8 @@ from engine.cuda.settings import Steps
 from engine.cuda.tables import Reading, Shape, put
 from engine.errors import BackendError
 from engine.solvers import compiled
-from engine.solvers.compiled import packed, shared
-from engine.tape import Tape
+from engine.solvers.compiled import packed
+from engine.tape import Tape, by_tape
 from kernels.layout import DTYPES
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Plan:
         host["start_psi"][:n], host["label"][:n], host["near"][:n] = tickets.psi, tickets.label, tickets.near
         if has_near:
             host["anchor"][:n], host["anchor_w"][:n] = tickets.anchor_z, tickets.anchor_w
-        for tape, rows in shared(tapes):
+        for tape, rows in by_tape(tapes):
             code, read = packed(tape.program), [places[column] for column in tape.columns]
             host["code"][rows, : len(code)], host["code_length"][rows] = code, len(code)
             host["parameter"][rows, : len(tape.parameters)] = tape.parameters

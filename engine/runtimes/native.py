@@ -15,8 +15,9 @@ from engine.routing import Inputs
 from engine.runtimes import ALL, Linearise, MissingRuntime
 from engine.runtimes.onnxruntime import OnnxRuntime
 from engine.solvers import Solver
-from engine.solvers.compiled import numbers, packed, shared
+from engine.solvers.compiled import numbers, packed
 from engine.solvers.gauss_newton import GaussNewton
+from engine.tape import by_tape
 from kernels.cpu.library import CpuField, CpuNetwork, NotBuilt
 from kernels.cpu.rows import SLOTS, Columns, CpuRows
 
@@ -84,9 +85,8 @@ class NativeSteps:
 
     def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
         compiled = self.rows_of(flow, batch)
-        for tape, some in shared([batch.tapes[row] for row in rows]):
-            column = np.array([flow.inputs.number[column] for column in tape.columns], np.int64)
-            compiled.admit(rows[some].tolist(), column, packed(tape.program), tape.parameters)
+        for tape, some in by_tape([batch.tapes[row] for row in rows]):
+            compiled.admit(rows[some].tolist(), flow.inputs.numbers(tape), packed(tape.program), tape.parameters)
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         self.rows_of(flow, batch).advance(rows, 1 if batch.is_watched else TO_THE_END)

@@ -1,6 +1,6 @@
 """What compiled code is told of solvers and tapes: the structs of kernels/layout.cuh."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -10,19 +10,10 @@ from engine.clock import BETA, CLOCKS, T_START
 from engine.solvers import control, gauss_newton, runge_kutta
 from engine.solvers.gauss_newton import GaussNewton
 from engine.solvers.runge_kutta import RungeKutta
-from engine.tape import Tape
 from kernels.layout import pack
 
 # A tape's program as integers. A service whose conditions are always new gains nothing by more of them.
 packed = lru_cache(maxsize=64)(pack)
-
-
-def shared(tapes: Sequence[Tape]) -> Iterable[tuple[Tape, list[int]]]:
-    """Each tape with the rows that have it; most calls have one for all rows."""
-    rows: dict[int, list[int]] = {}
-    for i, tape in enumerate(tapes):
-        rows.setdefault(id(tape), []).append(i)
-    return ((tapes[some[0]], some) for some in rows.values())
 
 
 def numbers(solver: GaussNewton | RungeKutta) -> Mapping[str, float]:

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, byref, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -222,7 +222,7 @@ class CpuField:
     def __init__(self, network: CpuNetwork):
         self.network = network
         self.handle = network.library.lace_open_field(byref(network.record), network.pool)
-        finalize(self, close, network.library, self.handle, network).atexit = False
+        finalize(self, close, network.library.lace_close_field, self.handle, network).atexit = False
 
     def forward(self, z: Array, psi: Array | None, label: Array | None, heads: Heads, *, is_w: bool = False,
                 slopes: bool = False, pairs: Pairs | None = None):  # fmt: skip
@@ -269,9 +269,9 @@ class CpuField:
             raise MemoryError("there is no memory for an evaluation of the field")
 
 
-def close(library: ctypes.CDLL, handle: int, network: CpuNetwork) -> None:
-    """``network`` is given so that it lives as long as the field."""
-    library.lace_close_field(handle)
+def close(function: Callable[[int], None], handle: int, owner: object) -> None:
+    """``owner`` is given so that it lives as long as what the handle stands for."""
+    function(handle)
 
 
 if sys.byteorder != "little":

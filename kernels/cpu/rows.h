@@ -40,8 +40,7 @@ struct Slots {
 // A tape: numbers of its columns among the readable ones; code (nodes, 4), see kernels.layout.pack.
 struct Says {
     int64_t columns, nodes, parameters;
-    const int64_t* column;
-    const int32_t* code;
+    const int32_t *column, *code;
     const double* parameter;
 };
 }
@@ -50,12 +49,14 @@ struct Says {
 struct Row {
     step::Solve s{};
     Memory memory;
-    int ticket = 0, phase = step::IDLE, stage = 0, columns = 0, nodes = 0;
+    int ticket = 0, phase = step::IDLE, stage = 0;
     double taken = 0, passes = 0;
     int64_t label = 0;
-    const int64_t* column = nullptr;
     // Where slopes that are not pulled back come together with those that are; null if all are.
     float* jacobian = nullptr;
+
+    // The j-th of its columns, among the readable ones.
+    int column(int j) const { return s.ticket_columns[j]; }
 
     bool is_last() const { return s.steps && phase == step::RUNNING && s.counters[step::STEPS] == s.steps - 1; }
 };
@@ -101,7 +102,7 @@ template <class T> struct Round : Evaluation<T> {
         Row& row = *reading->rows[i];
         step::Solve& s = row.s;
         std::fill_n(s.trial_logits, s.outputs, std::numeric_limits<float>::quiet_NaN());
-        for (int j = 0; j < row.columns; j++) {
+        for (int j = 0; j < s.columns; j++) {
             const Read& read = reading->reads[reading->first[i] + j];
             const Reader& reader = reading->readers[read.reader];
             int64_t outputs = readable.stack[reader.head]->outputs;
@@ -111,17 +112,17 @@ template <class T> struct Round : Evaluation<T> {
         if (reading->w) s.trial_w = reading->w + i * s.w_dim;
         step::read_tape(team, s, 0);
         if (row.is_last()) return step::arrive(team, s, 0);
-        s.trial_jacobian = gather(row, i);
+        s.trial_jacobian = jacobian_of(row, i);
         step::gauss_newton(team, s, 0, nullptr);
     }
 
     // The row's part of the Jacobian: of columns that read the state their slopes, of all others what was pulled back.
-    float* gather(const Row& row, int64_t i) const {
+    float* jacobian_of(const Row& row, int64_t i) const {
         const step::Solve& s = row.s;
         float *pulled = reading->pulled[i], *all = row.jacobian ? row.jacobian : pulled;
-        for (int j = 0; j < row.columns && row.jacobian; j++) {
+        for (int j = 0; j < s.columns && row.jacobian; j++) {
             const Read& read = reading->reads[reading->first[i] + j];
-            if (!readable.column[row.column[j]].direct) {
+            if (!readable.column[row.column(j)].direct) {
                 std::copy_n(pulled, s.width, all + j * s.width), pulled += s.width;
                 continue;
             }
@@ -130,7 +131,7 @@ template <class T> struct Round : Evaluation<T> {
         }
         if (!s.has_near) return all;
         // The field pulls back w - anchor. In W the distance counts once, as that of the state.
-        float *last = all + row.columns * s.width, weight = s.in_w ? 0 : -2 * *s.near;
+        float *last = all + s.columns * s.width, weight = s.in_w ? 0 : -2 * *s.near;
         const float* from = row.jacobian ? pulled : last;
         for (int64_t k = 0; k < s.width; k++) last[k] = weight ? weight * from[k] : 0;
         return all;
@@ -148,7 +149,7 @@ class Stepper {
         Row& row = rows[slot];
         step::Solve& s = row.s;
         s = like;
-        s.columns = row.columns = says.columns, s.nodes = row.nodes = says.nodes, s.parameters = says.parameters;
+        s.columns = says.columns, s.nodes = says.nodes, s.parameters = says.parameters;
         s.near = slots.near + slot;
         s.has_near = *s.near > 0;
         s.slots = s.columns + s.has_near;
@@ -186,7 +187,7 @@ class Stepper {
         s.error = slots.error + slot, s.reach = slots.reach + slot;
         s.ticket = &row.ticket, s.phase = &row.phase, s.stage = &row.stage;
         s.taken = &row.taken, s.passes = &row.passes;
-        s.code_length = &row.nodes, s.column_count = &row.columns, s.column = readable.column;
+        s.code_length = &s.nodes, s.column_count = &s.columns, s.column = readable.column;
     }
 
     void take(Row& row, const Says& says) {
@@ -194,16 +195,11 @@ class Stepper {
         Memory& memory = row.memory;
         int64_t r = s.columns;
         memory.reset();
-        row.column = copied(memory, says.column, r);
+        s.ticket_columns = copied(memory, says.column, r);
         s.code = copied(memory, says.code, 4 * says.nodes);
         s.parameter = copied(memory, says.parameter, says.parameters);
-        int* places = memory.take<int>(r);
         bool is_mixed = s.in_w;
-        for (int64_t j = 0; j < r; j++) {
-            places[j] = says.column[j];
-            is_mixed = is_mixed || readable.column[places[j]].direct;
-        }
-        s.ticket_columns = places;
+        for (int64_t j = 0; j < r; j++) is_mixed = is_mixed || readable.column[row.column(j)].direct;
         s.plan = memory.take<double>(PLAN(s)), s.scratch = memory.take<double>(SCRATCH(s));
         s.trial_logp = memory.take<double>(1), s.weights = memory.take<double>(r);
         s.curvature = memory.take<double>(r * r);
@@ -237,9 +233,9 @@ class Stepper {
         for (size_t i = 0; i < reading.rows.size(); i++) {
             const Row& row = *reading.rows[i];
             reading.first.push_back(columns);
-            columns += row.columns;
-            for (int j = 0; j < row.columns; j++) {
-                int64_t column = row.column[j], head = readable.head[column];
+            columns += row.s.columns;
+            for (int j = 0; j < row.s.columns; j++) {
+                int64_t column = row.column(j), head = readable.head[column];
                 int64_t& number = reader_of[2 * head + row.is_last()];
                 if (number < 0) {
                     number = reading.readers.size();
@@ -254,6 +250,7 @@ class Stepper {
             }
         }
     }
+
     // The call that answers, in memory of this round.
     Call called(Reading& reading) {
         int64_t n = reading.rows.size(), width = like.width, slopes = 0;
@@ -305,8 +302,8 @@ class Stepper {
             const Row& row = *reading.rows[i];
             reading.pulled.push_back(jacobian + call.pairs * like.width);
             if (like.in_w || row.is_last()) continue;
-            for (int j = 0; j < row.columns; j++) {
-                if (readable.column[row.column[j]].direct) continue;
+            for (int j = 0; j < row.s.columns; j++) {
+                if (readable.column[row.column(j)].direct) continue;
                 const Read& read = reading.reads[reading.first[i] + j];
                 const Reader& reader = reading.readers[read.reader];
                 pair_row[call.pairs] = i;

@@ -9,7 +9,7 @@ from weakref import finalize
 import numpy as np
 from numpy import ndarray as Array
 
-from kernels.cpu.library import CpuField, address, contiguous, members
+from kernels.cpu.library import CpuField, address, close, contiguous, members
 from kernels.layout import DTYPES
 
 
@@ -72,7 +72,7 @@ class CpuRows:
             like[name] = value
         library = self.network.library
         self.handle = library.lace_open_rows(field.handle, byref(self.readable), address(like))
-        finalize(self, close, library, self.handle, field).atexit = False
+        finalize(self, close, library.lace_close_rows, self.handle, field).atexit = False
         self.slots, self.held = Slots(), ()
 
     def hold(self, **arrays: Array) -> None:
@@ -86,7 +86,7 @@ class CpuRows:
 
     def admit(self, slots: Sequence[int], column: Array, code: Array, parameter: Array) -> None:
         """Rows that begin, with one tape: numbers of its columns, its program as kernels.layout.pack gives it."""
-        column, code, parameter = (contiguous(column, np.int64), contiguous(code, np.int32),
+        column, code, parameter = (contiguous(column, np.int32), contiguous(code, np.int32),
                                    contiguous(parameter, np.float64))  # fmt: skip
         for head in set(self.head[column].tolist()):
             if not self.stacks[head]:
@@ -104,8 +104,3 @@ class CpuRows:
     def check(self, failed: int) -> None:
         if failed:
             raise MemoryError("there is no memory for the rows of a solve")
-
-
-def close(library: ctypes.CDLL, handle: int, field: CpuField) -> None:
-    """``field`` is given so that it lives as long as its rows."""
-    library.lace_close_rows(handle)
