@@ -43,7 +43,6 @@ sanitize: setup
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 # The demo world from nothing: hours on a CPU; every step resumes or starts again on its own. See docs/training.md.

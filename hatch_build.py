@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+from pathlib import Path
+from types import ModuleType
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
@@ -11,14 +13,16 @@ class CpuField(BuildHookInterface):
     """Without a compiler the package works too: runtime "onnxruntime" then solves in the place of "native"."""
 
     def initialize(self, version: str, build_data: dict) -> None:
-        sys.path.insert(0, self.root)
+        # A bare package: engine/__init__.py needs what is not installed while a wheel is built.
+        engine = sys.modules["engine"] = ModuleType("engine")
+        engine.__path__ = [str(Path(self.root) / "engine")]
         try:
-            module = importlib.import_module("kernels.cpu.build")
+            built = importlib.import_module("engine.native.build").build()
         finally:
-            sys.path.remove(self.root)
-        built = module.build()
+            for name in [name for name in sys.modules if name.partition(".")[0] == "engine"]:
+                del sys.modules[name]
         if not built:
             self.app.display_warning("no C++ compiler was found (g++, clang++ or $CXX): runtime 'native' is left out")
             return
-        build_data["artifacts"] += [f"kernels/cpu/{path.name}" for path in built]
+        build_data["artifacts"] += [f"engine/native/{path.name}" for path in built]
         build_data["pure_python"], build_data["tag"] = False, f"py3-none-{next(platform_tags())}"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The phases run from anywhere, with the code beside this file.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 ATTRIBUTES = ("yaw", "light3", "smile", "gender", "age", "glasses", "pitch", "haircolor", "beard", "bald", "light0",
-              "width")  # fmt: skip
+              "width")
 CONDITION = "smile & glasses & age=0.5"
 ROWS = 16
 NOISE = 0.1  # noise strength of every layer: with the zero that weights start from, the graph would leave noise out
@@ -91,7 +91,7 @@ def solve(folder: Path) -> dict:
                 np.array_equal(a.z, b.z) for a, b in zip(samples, again, strict=True)
             ),
         },
-    }  # fmt: skip
+    }
 
 
 def start_energies(sampler):
@@ -99,12 +99,12 @@ def start_energies(sampler):
     import numpy as np
 
     from engine import parse
-    from kernels.tape import evaluate
+    from engine.reference.tape import evaluate
 
     tape = sampler.lowered(parse(CONDITION))
     logits = sampler.measure(sampler.solve(None, seeds=range(ROWS)))
     u = [[float(row[c.attribute][1] - row[c.attribute][0] if c.index is None else row[c.attribute][c.index])
-          for c in tape.columns] for row in logits]  # fmt: skip
+          for c in tape.columns] for row in logits]
     logp, _, _ = evaluate(tape.program, np.tile(tape.parameters, (len(u), 1)), np.array(u))
     return -logp
 
@@ -123,7 +123,7 @@ def decode(folder: Path) -> dict:
     other = sampler.render(plain[1:])[0].image
     end = time.perf_counter()
     return {"first_seconds": first - start, "again_seconds": end - first,
-            "checks": {"pictures differ between seeds": not np.array_equal(picture, other)}}  # fmt: skip
+            "checks": {"pictures differ between seeds": not np.array_equal(picture, other)}}
 
 
 PHASES = {
@@ -178,11 +178,11 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
     made = own_phase("checkpoint", folder, options)
     heads = [folder / f"best_valid_ckpt_{name}.pt" for name in ATTRIBUTES]
     export = timed("export", python("-m", "exporter.cli", "--gan", folder / "generator.pt", "--heads", *heads,
-                                    "--out", bundle, "--precision", options.precision, "--json"))  # fmt: skip
+                                    "--out", bundle, "--precision", options.precision, "--json"))
     verify = timed("verify", python("-m", "engine.cli.verify", bundle, "--json"))
     solved, decoded = own_phase("solve", folder, options), own_phase("decode", folder, options)
     checks = {"lace-verify passed": verify["found"]["passed"], **solved["found"].pop("checks"),
-              **decoded["found"].pop("checks")}  # fmt: skip
+              **decoded["found"].pop("checks")}
     phases = {"export": export, "verify": verify, "solve": solved, "decode": decoded}
     return {
         "benchmark": "config_f",
@@ -199,7 +199,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
         "machine": machine() | {"load_before": load},
         "versions": made["found"]["versions"],
         "commit": commit(),
-    }  # fmt: skip
+    }
 
 
 def machine() -> dict:

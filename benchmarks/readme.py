@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- numbers:begin -->", "<!-- numbers:end -->"
 NOTHING = "Nothing is recorded yet: `benchmarks/results` is empty."
 MORE = ("All suites, with plots and what was not reached: [docs/benchmarks](docs/benchmarks/report.md). Command: "
-        "`python -m benchmarks.run --suite all`.")  # fmt: skip
+        "`python -m benchmarks.run --suite all`.")
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is out of date")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="(README.md)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", metavar="DIR",
-                        help="(benchmarks/results)")  # fmt: skip
+                        help="(benchmarks/results)")
     return parser
 
 
@@ -93,9 +93,9 @@ def evaluation(body: Mapping) -> str:
          percent(line["least_acc"]), percent(line["mean_acc"]), plain(line["mean_error"]), plain(line["most_error"]),
          percent(line["mean_whole"])]
         for line in body["summary"]
-    ]  # fmt: skip
+    ]
     head = ["asked together", "conditions", "classes met: least", "mean", "values: mean error", "greatest",
-            "all hold: mean"]  # fmt: skip
+            "all hold: mean"]
     goal, machine = body["goal"], body["machine"]
     missed = [f"`{text}`" for line in body["summary"] for text in line["missed"]]
     verdict = f"Below the goal: {', '.join(missed)}." if missed else "Every statement meets the goal."

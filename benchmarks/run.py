@@ -19,7 +19,7 @@ WITH_PICTURES = {"decode", "end-to-end", "cold", "memory", "all"}
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description="Measure this engine beside its peers.",
-                                     epilog=EXIT_CODES, allow_abbrev=False)  # fmt: skip
+                                     epilog=EXIT_CODES, allow_abbrev=False)
     add_run_options(parser)
     return parser
 

@@ -80,7 +80,7 @@ def submit_invalid(random: Random, sampler: Sampler, ledger: Ledger) -> None:
         lambda: Request(None, z=np.full(sampler.bundle.generator.z_dim, np.nan, np.float32)),
         lambda: Request(None, label=10**6),
         lambda: Request(None, seed=-1),
-    ))  # fmt: skip
+    ))
     try:
         sampler.submit(wrong())
     except (LaceError, ValueError):
@@ -195,7 +195,7 @@ def run(sampler: Sampler, *, seconds: float, threads: int, seed: int = 0) -> dic
             "finished_per_second": ledger.counts["finished"] / seconds, "solved_again": len(ledger.samples),
             "memory": {"warm_mib": float(np.median(warm[:part]) / 2**20),
                        "end_mib": float(np.median(warm[-part:]) / 2**20), "growth": growth},
-            "faults": ledger.faults[:10], "checks": checks}  # fmt: skip
+            "faults": ledger.faults[:10], "checks": checks}
 
 
 def main() -> int:
@@ -211,7 +211,7 @@ def main() -> int:
     found = run(sampler, seconds=60 * options.minutes, threads=options.threads)
     found["checks"]["memory is flat"] = found["memory"]["growth"] < GROWTH
     body = {"benchmark": "soak", "sampler": repr(sampler), **found, "machine": machine(), "versions": versions(),
-            "commit": commit()}  # fmt: skip
+            "commit": commit()}
     json.dump(body, sys.stdout, indent=1)
     return 0 if all(found["checks"].values()) else 1
 

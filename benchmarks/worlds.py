@@ -13,20 +13,20 @@ import numpy as np
 import torch
 
 from engine.bundle import FIELD, GOLDEN, Bundle, GeneratorFacts, Manifest, save_tensors, write_manifest, writing
+from engine.reference import field as twin
 from exporter.contents import field_tensors, head_tensors, records
 from exporter.export import export
 from exporter.field_graphs import write_field_graphs
 from exporter.generators import Facts, Parts
 from exporter.generators.stylegan2 import Mapping, Synthesis, channel_widths
 from exporter.heads import HeadAttribute, HeadStack
-from kernels import field as twin
 
 # The classes of an attribute, () for a value.
 ATTRIBUTES = {
     "smile": ("no", "yes"), "glasses": ("no", "yes"), "age": (), "gender": ("female", "male"), "beard": ("no", "yes"),
     "yaw": (), "haircolor": ("black", "brown", "blond", "red", "grey"), "bald": ("no", "yes"), "light": (),
     "hat": ("no", "yes"), "pitch": (), "width": (),
-}  # fmt: skip
+}
 DIM, LAYERS, HIDDEN, TRUNCATION = 512, 8, (384, 256, 128), 0.7
 VALUE_MEAN, VALUE_STD, LOGIT_STD = 0.5, 0.2, 3.0
 NOISE = 0.1  # strength of a layer's noise: with the zero that weights start from, the graph would leave it out
@@ -34,7 +34,7 @@ SAMPLES = 1000
 
 
 def world(folder: Path, resolution: int | None = None, *, dim: int = DIM, hidden: tuple[int, ...] = HIDDEN,
-          precision: str = "fp32") -> Bundle:  # fmt: skip
+          precision: str = "fp32") -> Bundle:
     """The bundle ``ffhq.lace`` without a synthesis, or ``ffhq-{resolution}.lace`` with one; made if it is not there.
 
     ``precision`` of the synthesis is in the name too, unless it is fp32. Export and parity check of 1024 pixels take a
@@ -49,7 +49,7 @@ def world(folder: Path, resolution: int | None = None, *, dim: int = DIM, hidden
     if resolution is None:
         return write_field(path, mapping, stacks)
     return export(parts(mapping, resolution), stacks, out=path, truncation=TRUNCATION, name=path.stem,
-                  precision=precision)  # fmt: skip
+                  precision=precision)
 
 
 def random_mapping(dim: int) -> tuple[Mapping, np.ndarray]:
@@ -66,7 +66,7 @@ def random_head(seed: int, name: str, w: np.ndarray, hidden: tuple[int, ...]) ->
     rng, classes = np.random.default_rng(seed), ATTRIBUTES[name]
     sizes = (w.shape[1], *hidden, len(classes) or 1)
     layers = [(rng.standard_normal((n_out, n_in)) * np.sqrt(2 / n_in), np.zeros(n_out))
-              for n_in, n_out in itertools.pairwise(sizes)]  # fmt: skip
+              for n_in, n_out in itertools.pairwise(sizes)]
     logits, _ = twin.head(layers, w)
     scale = (LOGIT_STD if classes else VALUE_STD) / logits.std(axis=0)
     shift = (0.0 if classes else VALUE_MEAN) - scale * logits.mean(axis=0)

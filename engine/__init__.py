@@ -24,4 +24,4 @@ __all__ = [
     "BackendError", "Bundle", "BundleError", "CheckpointError", "ClosedError", "Condition", "ConditionError",
     "DeadlineError", "LaceError", "QueueFullError", "Request", "RequestError", "Sample", "Sampler", "SolveError",
     "Status", "attr", "keep", "near", "parse",
-]  # fmt: skip
+]

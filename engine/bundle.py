@@ -165,7 +165,7 @@ class Bundle:
     def __repr__(self) -> str:
         g = self.generator
         return (f"Bundle({g.name!r}, {g.architecture} {g.resolution}px, "
-                f"{len(self.attributes)} attributes, hash={self.hash[:12]})")  # fmt: skip
+                f"{len(self.attributes)} attributes, hash={self.hash[:12]})")
 
 
 def read_manifest(path: Path) -> bytes:
@@ -190,7 +190,7 @@ def parse_manifest(text: bytes, path: Path) -> dict:
         raise BundleError(f"{path / MANIFEST} cannot be read ({error}): export the bundle again") from error
     if major != FORMAT[0]:
         raise BundleError(f"{path} has bundle format {major}.{minor}; this version of lace-engine reads "
-                          f"{FORMAT[0]}.x: export it again, or install the matching version")  # fmt: skip
+                          f"{FORMAT[0]}.x: export it again, or install the matching version")
     for name in files:
         parts = PurePosixPath(name).parts
         if len(parts) != 1 or name in (".", "..", MANIFEST) or "\\" in name:

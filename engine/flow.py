@@ -15,10 +15,10 @@ from numpy import ndarray as Array
 
 from engine.batch import Batch
 from engine.bundle import Bundle
+from engine.reference.tape import evaluate as interpret
 from engine.routing import Inputs, Routing, Use
 from engine.runtimes import Field
 from engine.tape import Tape
-from kernels.tape import evaluate as interpret
 
 # Routings that are kept. A batch whose rows share a condition needs one for each number of rows that are left; in a
 # queue of mixed requests none comes again, and each takes 100 kB.
@@ -45,7 +45,7 @@ class Point:
     def some(self, part: Array) -> "Point":
         """Of the rows at these positions."""
         return Point(self.logp[part], self.w[part], self.logits[part], self.gradient[part], self.cotangents[part],
-                     self.jacobian[part], self.curvature[part])  # fmt: skip
+                     self.jacobian[part], self.curvature[part])
 
 
 class Flow:
@@ -112,24 +112,24 @@ class Flow:
         return w, logits, self.pull_back(routing, len(rows), on_w, on_z)
 
     def linearise_at_once(self, batch: Batch, rows: Array, z: Array, routing: Routing,
-                          *, slopes: bool = True) -> tuple[Array, Array, Array]:  # fmt: skip
+                          *, slopes: bool = True) -> tuple[Array, Array, Array]:
         """The same by ``Field.linearise``; without slopes nothing is pulled back."""
         assert self.field.linearise is not None
         label = batch.label[rows] if self.labels else None
         if routing.heads is None:
             everybody = np.arange(len(rows))
             routing.heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype))
-                             for use in routing.uses}  # fmt: skip
+                             for use in routing.uses}
         heads, some = routing.heads, slice(None)
         if not slopes:
             heads, some = {name: (who, seeds[:0]) for name, (who, seeds) in heads.items()}, slice(0)
         near = routing.near[some]
         w, found, pulled = self.field.linearise(z, batch.psi[rows], label, heads, routing.pair_row[some],
-                                                routing.source[some], near, batch.anchor_w[rows[near]])  # fmt: skip
+                                                routing.source[some], near, batch.anchor_w[rows[near]])
         return w, self.all_logits(len(rows), routing, found, z.dtype), pulled
 
     def cotangents(self, batch: Batch, rows: Array, z: Array,
-                   routing: Routing) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+                   routing: Routing) -> tuple[Array, Array, Array, Array]:
         """w, all logits (n, L + 1), and every pair's cotangent on w (pairs, w_dim) and on z (pairs, width)."""
         w, logits, slopes = self.forward(batch, rows, z, routing)
         on_w = np.zeros((routing.count, w.shape[1]), z.dtype)
@@ -142,7 +142,7 @@ class Flow:
         return w, logits, on_w, on_z
 
     def forward(self, batch: Batch, rows: Array, z: Array, routing: Routing,
-                *, slopes: bool = True) -> tuple[Array, Array, list[Array]]:  # fmt: skip
+                *, slopes: bool = True) -> tuple[Array, Array, list[Array]]:
         """w, all logits (n, L + 1), and for each use the slopes of its columns."""
         label = batch.label[rows] if self.labels else None
         heads = {use.head: self.seeds(use, z.dtype)[: None if slopes else 0] for use in routing.uses}
@@ -226,4 +226,4 @@ class Flow:
         """Of each attribute, its part of all logits."""
         firsts = {name: self.inputs.spans[a.head].start for name, a in self.bundle.attributes.items()}
         return {name: slice(firsts[name] + a.columns[0], firsts[name] + a.columns[1])
-                for name, a in self.bundle.attributes.items()}  # fmt: skip
+                for name, a in self.bundle.attributes.items()}

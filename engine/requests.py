@@ -11,7 +11,7 @@ from engine.batch import Status
 from engine.condition import Condition
 from engine.errors import ConditionError, RequestError
 from engine.grammar import parse
-from kernels.noise import SEED_LIMIT
+from engine.reference.noise import SEED_LIMIT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +88,7 @@ class Sample:
 
     def __repr__(self) -> str:
         return (f"Sample({str(self.condition)!r}, seed={self.seed}, energy={self.energy:.4g}, "
-                f"{self.status.name}, evaluations={self.evaluations})")  # fmt: skip
+                f"{self.status.name}, evaluations={self.evaluations})")
 
 
 Wanted = Condition | str | None | Request | Sequence[Request]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.bundle import Bundle
+from engine.reference.terms import Term, terms
 from engine.tape import Column, Tape, by_tape
-from kernels.terms import Term, terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Use:
 class Shared:
     """A term of conditions that m places of the rows' tapes have.
 
-    program, parameters (m, P)   see kernels.tape.evaluate
+    program, parameters (m, P)   see engine.reference.tape.evaluate
     part, shape   its columns among those of all terms one after the other, and (m, k)
     """
 

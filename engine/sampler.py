@@ -19,12 +19,12 @@ from engine.editing import Anchor, conjunction, holding, kept_terms
 from engine.errors import ConditionError, RequestError, SolveError
 from engine.flow import Flow
 from engine.grammar import parse
+from engine.reference.noise import normals_many
 from engine.requests import Request, Sample, Wanted, as_requests, checked_latent, to_pixels
 from engine.runtimes import open_runtime
 from engine.service import QUEUE, Service
 from engine.solvers import Solver, described, make_solver
 from engine.tape import Tape, lower
-from kernels.noise import normals_many
 
 DEMO = "demo"
 # Tapes that are kept for conditions that come again.
@@ -72,7 +72,7 @@ class Sampler:
                  atol: float | None = None, steps: int | None = None, max_evaluations: int | None = None,
                  clock: str | None = None, logic: str = "product", temperature: float = 1.0,
                  guidance: float | None = None, truncation: float | None = None, threads: int = 0,
-                 precision: str | None = None, queue_size: int = QUEUE):  # fmt: skip
+                 precision: str | None = None, queue_size: int = QUEUE):
         for name, number in (("capacity", capacity), ("queue_size", queue_size)):
             if not isinstance(number, int) or number < 1:
                 raise SolveError(f"{name} must be an integer of at least 1, not {number!r}")
@@ -96,7 +96,7 @@ class Sampler:
         self.lowered(None)  # refuse a bad logic at once
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
-               strict: bool = False) -> list[Sample]:  # fmt: skip
+               strict: bool = False) -> list[Sample]:
         """Solve and decode: one condition for many ``seeds``, or a sequence of Requests.
 
         strict   raise SolveError, which lists them, if some rows did not reach the end of the flow
@@ -104,7 +104,7 @@ class Sampler:
         return self.render(self.solve(wanted, seeds, strict=strict))
 
     def solve(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
-              strict: bool = False) -> list[Sample]:  # fmt: skip
+              strict: bool = False) -> list[Sample]:
         """``sample`` without the pictures."""
         requests = as_requests(wanted, seeds)
         return self.collect([(request, request.expression, None) for request in requests], strict)
@@ -119,7 +119,7 @@ class Sampler:
             yield from service.stream(requests)
 
     def submit(self, request: Request, *, deadline: float | None = None, block: bool = True,
-               timeout: float | None = None) -> Future[Sample]:  # fmt: skip
+               timeout: float | None = None) -> Future[Sample]:
         """Queue a request and return at once: see ``engine.service.Service.submit``. Ends with ``close``."""
         return self.service.submit(request, deadline=deadline, block=block, timeout=timeout)
 
@@ -135,7 +135,7 @@ class Sampler:
 
     def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *,
              keep: str | Sequence[str] | None = "*", keep_weight: float = 0.01, near: float | None = 0.04,
-             hold: bool = True, strict: bool = False) -> list[Sample]:  # fmt: skip
+             hold: bool = True, strict: bool = False) -> list[Sample]:
         """Sequential editing: from each sample's latent, towards ``condition``, holding on to the rest.
 
         keep   attributes whose logits stay near the sample's: names, "*" for all that are not mentioned, None
@@ -163,7 +163,7 @@ class Sampler:
             if not part:
                 continue
             heads = {n: np.zeros((0, h.widths[-1]), self.runtime.dtype) for n, h in self.bundle.heads.items()
-                     if not (in_w and h.space == "z")}  # fmt: skip
+                     if not (in_w and h.space == "z")}
             z = np.array([samples[i].w if in_w else samples[i].z for i in part], self.runtime.dtype)
             psi = np.array([[self.psi(samples[i].request)] for i in part], self.runtime.dtype)
             label = np.array([samples[i].request.label or 0 for i in part], np.int64)
@@ -171,7 +171,7 @@ class Sampler:
                 _, values = flow.field.forward(z, psi, label if flow.labels else None, heads)
             for k, i in enumerate(part):
                 found[i] = {name: values[a.head][0][k, slice(*a.columns)]
-                            for name, a in self.bundle.attributes.items() if a.head in heads}  # fmt: skip
+                            for name, a in self.bundle.attributes.items() if a.head in heads}
         return found
 
     def render(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -239,14 +239,14 @@ class Sampler:
             done = unknown[batch.status[unknown] == Status.DONE]
             batch.status[done[~np.isfinite(batch.logp[done])]] = Status.NONFINITE
         ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
-                   batch.counters[rows].tolist(), strict=True)  # fmt: skip
+                   batch.counters[rows].tolist(), strict=True)
         for row, logp, status, (steps, evaluations, rejected, forced) in ends:
             ticket = lane.tickets[row]
             ticket.sample = Sample(
                 request=ticket.request, z=None if ticket.in_w else batch.z[row].copy(), w=batch.w[row].copy(),
                 logits=flow.named(batch.logits[row].copy(), batch.tapes[row]), energy=0.0 - logp,
                 status=Status(status), steps=steps, evaluations=evaluations, rejected=rejected, forced=forced,
-            )  # fmt: skip
+            )
 
     def draw(self, requests: Sequence[Request]) -> list[Array]:
         """Where requests begin: the latent they bring, else that of their seed."""
@@ -255,10 +255,10 @@ class Sampler:
         drawn = iter(normals_many(seeds, [0] * len(seeds), g.z_dim))
         return [checked_latent(r.w, g.w_dim, "w") if r.w is not None else
                 checked_latent(r.z, g.z_dim, "z") if r.z is not None else next(drawn)
-                for r in requests]  # fmt: skip
+                for r in requests]
 
     def start(self, request: Request, condition: Condition | None, anchor: Anchor | None,
-              z: Array | None = None) -> Start:  # fmt: skip
+              z: Array | None = None) -> Start:
         """Where a request begins: its latent, which ``draw`` found already or finds now; its tape with its anchors."""
         g = self.bundle.generator
         (z,) = self.draw([request]) if z is None else (z,)
@@ -269,7 +269,7 @@ class Sampler:
             tape = tape.anchored(anchor.logits)
         return Start(z=z, tape=tape, psi=self.psi(request), label=self.label(request), seed=int(request.seed),
                      anchor_z=z if anchor is None else anchor.z,
-                     anchor_w=np.zeros(g.w_dim, np.float32) if anchor is None else anchor.w)  # fmt: skip
+                     anchor_w=np.zeros(g.w_dim, np.float32) if anchor is None else anchor.w)
 
     def anchor_at(self, request: Request, z: Array) -> Anchor:
         """``near`` and ``keep`` in a plain request hold on to the request's own start, as in the paper."""
@@ -300,7 +300,7 @@ class Sampler:
             for name in condition.attributes() if condition is not None else ():
                 if name in on_z:
                     raise ConditionError(f"attribute {name!r} is read from z, which a request that starts from w "
-                                         "does not have: start from z, or leave the attribute out")  # fmt: skip
+                                         "does not have: start from z, or leave the attribute out")
             attributes = {name: a for name, a in attributes.items() if name not in on_z}
         if len(self.tapes) >= TAPES:
             self.tapes.clear()
@@ -328,4 +328,4 @@ class Sampler:
         return (f"Sampler({self.bundle.path.name!r}, hash={self.bundle.hash[:12]}, runtime={r.name} {r.version}, "
                 f"device={r.device}, precision={r.precision}, slopes={r.slopes}, capacity={self.capacity}, "
                 f"solver={described(self.solver)}, logic={self.logic}, temperature={self.temperature}, "
-                f"guidance={self.guidance}, truncation={self.truncation})")  # fmt: skip
+                f"guidance={self.guidance}, truncation={self.truncation})")

@@ -53,7 +53,7 @@ class Service:
         self.next_sweep = 0.0
 
     def submit(self, request: Request, *, deadline: float | None = None, block: bool = True,
-               timeout: float | None = None) -> Future[Sample]:  # fmt: skip
+               timeout: float | None = None) -> Future[Sample]:
         """The future of the request's decoded sample.
 
         deadline         seconds from now. If the sample is not there by then, the future raises DeadlineError, and its
@@ -75,7 +75,7 @@ class Service:
             )
             if not has_room:
                 raise QueueFullError(f"the queue is full with {self.queue_size} requests: submit fewer at a time, wait "
-                                     "longer, or open the sampler with a larger queue_size")  # fmt: skip
+                                     "longer, or open the sampler with a larger queue_size")
             if not self.is_open:
                 raise ClosedError("this sampler was closed: open another one to submit requests")
             self.waiting.append(ticket)

@@ -1,8 +1,8 @@
 """Lowering: a condition meets a bundle's attributes and becomes a tape, the numbers that a solver works with.
 
-The tape's program is interpreted by kernels/tape.py, whose first comment lists the nodes. Product logic is lowered to
-negation normal form by De Morgan, which is exact in this logic: only leaves are negated. LACE logic is lowered as
-written.
+The tape's program is interpreted by engine/reference/tape.py, whose first comment lists the nodes. Product logic is
+lowered to negation normal form by De Morgan, which is exact in this logic: only leaves are negated. LACE logic is
+lowered as written.
 """
 
 import difflib

@@ -110,14 +110,14 @@ def check_field(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
                 if attribute.head == name:
                     columns = slice(*attribute.columns)
                     yield from check_attribute(f"{attribute.name}{way}", logits[:, columns], gradients[:, columns],
-                                               attribute.name, golden, runtime.slopes)  # fmt: skip
+                                               attribute.name, golden, runtime.slopes)
     if not bundle.heads:
         w, _ = field.forward(z, psi, golden.get("label"), {})
         yield at_most("w", relative(w, golden["w"]), FIELD_ERROR[runtime.slopes])
 
 
 def linearised(linearise: Linearise, head: str, logits: int, z: Array, psi: Array,
-               golden: Mapping[str, Array]) -> tuple[Array, Array]:  # fmt: skip
+               golden: Mapping[str, Array]) -> tuple[Array, Array]:
     """A head's logits (rows, C) and their gradients (rows, C, z_dim) by the one call for both."""
     rows, seeds = np.arange(len(z)), np.eye(logits, dtype=z.dtype)
     nobody = rows[:0], golden["w"][:0].astype(z.dtype)
@@ -127,7 +127,7 @@ def linearised(linearise: Linearise, head: str, logits: int, z: Array, psi: Arra
 
 
 def check_attribute(name: str, logits: Array, gradients: Array, attribute: str, golden: Mapping[str, Array],
-                    used: str) -> Iterator[Check]:  # fmt: skip
+                    used: str) -> Iterator[Check]:
     errors = gradient_errors(gradients, golden[f"{attribute}.gradient"])
     yield at_most(f"{name}.logits", relative(logits, golden[f"{attribute}.logits"]), FIELD_ERROR[used])
     yield at_most(f"{name}.gradient median", np.median(errors), GRADIENT_MEDIAN[used])

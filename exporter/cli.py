@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         facts = {"bundle": str(bundle.path), "hash": bundle.hash, "attributes": sorted(bundle.attributes),
                  "files": bundle.files, "plans": [str(plan) for plan in plans],
                  "remarks": list(manifest.provenance.get("remarks", ())),
-                 "checks": list(manifest.provenance["parity"])}  # fmt: skip
+                 "checks": list(manifest.provenance["parity"])}
         write_json(json.dumps(facts, indent=1))
         return OK
     console = Console()
@@ -93,7 +93,7 @@ def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
 
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
                   guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,
-                  labels=options.labels, overwrite=options.overwrite, progress=progress)  # fmt: skip
+                  labels=options.labels, overwrite=options.overwrite, progress=progress)
 
 
 def opened(options: argparse.Namespace) -> Bundle:
@@ -102,7 +102,7 @@ def opened(options: argparse.Namespace) -> Bundle:
     given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
     if given:
         raise BundleError(f"{', '.join(given)}: {options.gan} is a bundle already, and without --heads only its plans "
-                          "are built, in place")  # fmt: skip
+                          "are built, in place")
     return Bundle(options.gan)
 
 
@@ -110,7 +110,7 @@ def report(bundle: Bundle, console: Console) -> None:
     """What was written: sizes, attributes, parity, remarks."""
     facts = bundle.generator
     console.print(f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}",
-                  markup=False, highlight=False)  # fmt: skip
+                  markup=False, highlight=False)
     sizes = Table("file", "MB", title="sizes", title_justify="left")
     for name, file in bundle.files.items():
         sizes.add_row(name, f"{file['bytes'] / 1e6:.2f}")

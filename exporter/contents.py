@@ -36,11 +36,11 @@ def check_heads(stacks: list, facts: GeneratorFacts, known: set[str] = frozenset
         width = np.shape(stack.layers[0][0])[1]
         if width != wanted:
             raise BundleError(f"head {stack.name!r} reads {width} numbers, but {stack.space} of {facts.name!r} has "
-                              f"{wanted}: it belongs to another generator; train heads for this one")  # fmt: skip
+                              f"{wanted}: it belongs to another generator; train heads for this one")
         for attribute in stack.attributes:
             if attribute.name in seen:
                 raise BundleError(f"two heads are called {attribute.name!r}: leave one out, or name them differently "
-                                  "with --labels")  # fmt: skip
+                                  "with --labels")
             if attribute.columns[1] > np.shape(stack.layers[-1][0])[0]:
                 raise BundleError(f"attribute {attribute.name!r} lies outside the logits of head {stack.name!r}")
             seen.add(attribute.name)
@@ -78,9 +78,9 @@ def attribute_record(head: str, a, facts: GeneratorFacts) -> Attribute:
         layers = None  # the paper's choice, which means something for 1024 px only
     if layers is not None and not all(0 <= layer < facts.num_ws for layer in layers):
         raise BundleError(f"attribute {a.name!r} edits the style layers {layers}, but {facts.name!r} has "
-                          f"{facts.num_ws} (0 to {facts.num_ws - 1}): correct them in --labels")  # fmt: skip
+                          f"{facts.num_ws} (0 to {facts.num_ws - 1}): correct them in --labels")
     return Attribute(a.name, a.kind, head, tuple(a.columns), tuple(a.classes), a.sigma, tuple(a.range), layers,
-                     dict(a.provenance))  # fmt: skip
+                     dict(a.provenance))
 
 
 def style_layers(first: int, last: int) -> tuple[int, ...]:

@@ -26,8 +26,9 @@ from engine.bundle import (
     sha256,
     write_manifest,
     writing,
-)  # fmt: skip
+)
 from engine.errors import BundleError
+from engine.reference import field as twin
 from engine.verify import PARTS, Check
 from exporter.checkpoints import load_generator, training_record
 from exporter.contents import check_heads, field_tensors, generator_facts, head_tensors, records, rename, versions
@@ -37,7 +38,6 @@ from exporter.golden import golden_answers
 from exporter.heads import load_heads
 from exporter.parity import check_module, examine, record, refuse
 from exporter.synthesis_graph import NOISES, PRECISIONS, export_synthesis
-from kernels import field as twin
 
 SUFFIX = ".lace"
 Say = Callable[[str], None]
@@ -47,7 +47,7 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
            guidance: float | None = None, precision: str | None = None, noise: str | None = None,
            labels: str | Path | None = None, lowering: str | None = None, overwrite: bool = False,
            name: str | None = None, provenance: dict | None = None,
-           progress: Say = lambda phase: None) -> Bundle:  # fmt: skip
+           progress: Say = lambda phase: None) -> Bundle:
     """Write the bundle ``out`` and return it, opened.
 
     gan          path of a checkpoint or of a bundle, or Parts(mapping, synthesis, facts)
@@ -106,7 +106,7 @@ def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, p
 
 
 def finish(folder: Path, manifest: Manifest, progress: Say, parts: Sequence[str] = PARTS,
-           extra: Sequence[Check] = ()) -> None:  # fmt: skip
+           extra: Sequence[Check] = ()) -> None:
     """Examine the bundle as it lies on the disk, then write its manifest with the results."""
     progress("parity check")
     write_manifest(folder, manifest)
@@ -121,7 +121,7 @@ def is_picture(check: dict) -> bool:
 
 
 def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
-              progress: Say) -> Bundle:  # fmt: skip
+              progress: Say) -> Bundle:
     """The same generator with more heads. The synthesis is copied: its hash vouches for it."""
     old = bundle.manifest
     facts = bundle.generator if guidance is None else replace(bundle.generator, guidance=float(guidance))
@@ -131,7 +131,7 @@ def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prove
     check_heads(stacks, facts, known=set(bundle.attributes))
     heads, attributes = records(stacks, facts)
     manifest = replace(old, generator=facts, heads=old.heads + heads, attributes=old.attributes + attributes,
-                       provenance={**old.provenance, **provenance})  # fmt: skip
+                       provenance={**old.provenance, **provenance})
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
         tensors = bundle.field | head_tensors(stacks)
@@ -166,7 +166,7 @@ def twin_answers(tensors: dict, heads: Sequence[Head], attributes: Sequence[Attr
 
 
 def check_options(*, truncation: float | None, guidance: float | None, precision: str | None, noise: str | None,
-                  lowering: str | None) -> None:  # fmt: skip
+                  lowering: str | None) -> None:
     if truncation is not None and not (math.isfinite(truncation) and truncation >= 0):
         raise BundleError(f"truncation is {truncation}; expected a number from 0 (the mean) to 1 (no truncation)")
     if guidance is not None and not (math.isfinite(guidance) and guidance > 0):
@@ -183,7 +183,7 @@ def refuse_options(options: dict) -> None:
     given = [option for option, value in options.items() if value is not None]
     if given:
         raise BundleError(f"{', '.join(given)}: cannot be changed while heads are added to an existing bundle; "
-                          "leave it out, or export the generator's checkpoint again")  # fmt: skip
+                          "leave it out, or export the generator's checkpoint again")
 
 
 def read_heads(heads: Sequence, labels: str | Path | None) -> list:

@@ -7,7 +7,7 @@ the idle threads of four other sessions. The graphs hold no weight: their initia
 into field.safetensors, whose tensors are raw little-endian rows behind an 8-byte length and a JSON header.
 
 The derivatives are written by hand: tracing ``torch.func.vjp`` fails or freezes the batch (torch 2.13), and
-kernels/field.py says what they must be.
+engine/reference/field.py says what they must be.
 """
 
 import json
@@ -270,7 +270,7 @@ def write_field_graphs(folder: Path, facts: GeneratorFacts, heads: Sequence[Head
     """Write the graphs beside the field.safetensors that ``folder`` holds; their entries for the manifest."""
     file = folder / FIELD
     graphs = [mapping_graph(file, facts), pullback_graph(file, facts), linearise_graph(file, facts, heads),
-              *(head_graph(file, head) for head in heads)]  # fmt: skip
+              *(head_graph(file, head) for head in heads)]
     for graph in graphs:
         graph.save(folder / f"{graph.name}.onnx")
     return {graph.name: {"file": f"{graph.name}.onnx"} for graph in graphs}

@@ -33,7 +33,7 @@ FFHQ = {
     "width": (), "height": (), "smile": NO_YES, "pitch": (), "roll": (), "yaw": (), "gender": ("female", "male"),
     "age": (), "beard": NO_YES, "glasses": NO_YES, "bald": (), "haircolor": codes(5),
     **{f"light{i}": () for i in range(9)},
-}  # fmt: skip
+}
 AFHQ_CATS = {"breeds": codes(16), "haircolor": codes(7), "moods": codes(5), "age": codes(2)}
 DATASETS = (FFHQ, AFHQ_CATS)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -41,7 +41,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 FFHQ_LAYERS = {
     "light0": (7, 11), "light3": (7, 11), "smile": (4, 5), "yaw": (0, 3), "pitch": (0, 3), "age": (4, 7),
     "gender": (0, 7), "glasses": (0, 5), "bald": (0, 5), "beard": (5, 9),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class HeadStack:
         for i, (weight, bias) in enumerate(self.layers):
             fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and before in (None, weight.shape[1])
             check(fits, f"layer {i} of the head {self.name!r} has weights {weight.shape} and biases {bias.shape}, "
-                        f"which do not fit what comes before")  # fmt: skip
+                        f"which do not fit what comes before")
             finite = np.isfinite(weight).all() and np.isfinite(bias).all()
             check(bool(finite), f"layer {i} of the head {self.name!r} holds NaN or infinite numbers")
             before = weight.shape[0]
@@ -111,7 +111,7 @@ def check_attribute(attribute: HeadAttribute) -> None:
     else:
         check(width == len(attribute.classes) >= 2,
               f"the attribute {name!r} takes {width} logits for the classes {', '.join(attribute.classes) or 'none'}; "
-              f"say what they are with --labels")  # fmt: skip
+              f"say what they are with --labels")
     check(attribute.layers is None or bool(attribute.layers), f"the attribute {name!r} has an empty list of layers")
 
 
@@ -158,7 +158,7 @@ def read_label(name: str, value: Any) -> dict[str, Any]:
     known = {"kind", "classes", "sigma", "range", "layers"}
     check(isinstance(value, Mapping) and set(value) <= known and value.get("kind", "class") in ("class", "value"),
           f'the label of {name!r} must be "value", a list of class names, or an object with some of: '
-          f"{', '.join(sorted(known))}")  # fmt: skip
+          f"{', '.join(sorted(known))}")
     entry = dict(value)
     if "classes" in entry:
         check(isinstance(entry["classes"], (list, tuple)), f"the classes of {name!r} must be a list of names")
@@ -190,13 +190,13 @@ def from_lace(content: Any, file: str, wishes: dict[str, dict], space: str) -> H
     numbers = sorted(int(m[1]) for key in state if (m := re.fullmatch(r"net\.(\d{1,3})\.weight", key)))
     if last is None or not numbers:
         raise CheckpointError(f"its tensors are {named_list(list(state)) or 'none'}; expected those of a head: "
-                              f"{conditions}")  # fmt: skip
+                              f"{conditions}")
     names = [f"net.{i}" for i in numbers] + [last]
     extra = sorted(set(state) - {f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")})
     if extra or any(state[f"{name}.weight"].ndim not in (2, 4) for name in names):
         shown = named_list(extra or [n for n in names if state[f"{n}.weight"].ndim not in (2, 4)])
         raise CheckpointError(f"the head has further layers ({shown}), probably normalisation; only plain heads "
-                              f"(LACE's default, norm none) are supported: train it without")  # fmt: skip
+                              f"(LACE's default, norm none) are supported: train it without")
     layers = tuple(dense(state, name) for name in names)
     attributes = split(file_attributes(file), layers[-1][0].shape[0], wishes, is_cifar=last == "linear")
     provenance = {"source": "LACE checkpoint", "file": file}
@@ -215,7 +215,7 @@ def lace_state(content: Any) -> dict[str, np.ndarray]:
             state = {str(key).removeprefix("f."): value for key, value in state.items()}
     if not isinstance(state, dict):
         raise CheckpointError(f"its keys are {named_list([str(key)[:40] for key in content]) or 'none'}; expected "
-                              f"'state_dict' or 'model_state_dict'")  # fmt: skip
+                              f"'state_dict' or 'model_state_dict'")
     if not all(isinstance(key, str) and isinstance(value, np.ndarray) for key, value in state.items()):
         raise CheckpointError("its state_dict holds other things than named tensors")
     if any(key.startswith("backbone.") for key in state):
@@ -287,7 +287,7 @@ def from_safetensors(data: bytes, wishes: dict[str, dict]) -> HeadStack:
     if set(tensors) != expected or not count:
         raise CheckpointError(f"its tensors are {named_list(list(tensors)) or 'none'}; expected 0.weight, 0.bias, ...")
     layers = tuple((np.array(tensors[f"{i}.weight"], np.float32), np.array(tensors[f"{i}.bias"], np.float32))
-                   for i in range(count))  # fmt: skip
+                   for i in range(count))
     attributes = tuple(read_attribute(entry, wishes) for entry in header["attributes"])
     return HeadStack(str(header["name"]), header["space"], layers, attributes)
 
@@ -299,7 +299,7 @@ def read_attribute(entry: dict, wishes: dict[str, dict]) -> HeadAttribute:
         str(entry["name"]), entry["kind"], tuple(str(text) for text in entry.get("classes", ())),
         (int(first), int(last)), float(entry.get("sigma", 0.1)), _range(entry.get("range", (0.0, 1.0))),
         None if layers is None else tuple(int(i) for i in layers), dict(entry.get("provenance", {})),
-    )  # fmt: skip
+    )
     return replace(attribute, **wishes.get(attribute.name, {}))
 
 

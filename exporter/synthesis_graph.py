@@ -182,7 +182,7 @@ def constant_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def export_synthesis(synthesis: Synthesis, path: Path, *, precision: str = "fp32", noise: str = "const",
-                     lowering: str | None = None) -> tuple[dict, list[str]]:  # fmt: skip
+                     lowering: str | None = None) -> tuple[dict, list[str]]:
     """Write ``path``; returns the graph's record for the manifest, and remarks for the provenance."""
     lowering = lowering or LOWERING[precision]
     prepared, remarks = prepare(synthesis, precision, lowering)
@@ -201,7 +201,7 @@ def export_synthesis(synthesis: Synthesis, path: Path, *, precision: str = "fp32
     path.write_bytes(model.SerializeToString())
     parameters = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     record = {"file": path.name, "precision": precision, "noise": noise, "lowering": lowering, "opset": opset,
-              "nodes": len(model.graph.node), "parameters": parameters}  # fmt: skip
+              "nodes": len(model.graph.node), "parameters": parameters}
     if noises:
         record["noises"] = {name: list(shape) for name, shape in noises.items()}
     return record, remarks

@@ -171,7 +171,7 @@ def _text(machine: Machine, arg: Any) -> None:
 LITERALS = [
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
     "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-]  # fmt: skip
+]
 OPCODES: dict[str, Callable[[Machine, Any], object]] = {
     **dict.fromkeys(LITERALS, _push),
     **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _text),

@@ -1,4 +1,4 @@
-// Dense layers for few rows: input weight^T and its epilogue. Twin: the layers of kernels/field.py,
+// Dense layers for few rows: input weight^T and its epilogue. Twin: the layers of engine/reference/field.py,
 // `leaky(x @ W.T + b)` forwards and `(g * slope) @ W` backwards.
 //
 // A layer of a mapping network for 16 rows is bound by latency, not by arithmetic. So there is no staging in shared

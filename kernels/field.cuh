@@ -1,4 +1,4 @@
-// The ends of the network's passes, row by row: kernels/field.py's normalisation and its pullback, and the cotangents
+// The ends of the network's passes, row by row: engine/reference/field.py's normalisation and its pullback, and the cotangents
 // between tape and network. The dense layers in between are in dense.cuh.
 #pragma once
 

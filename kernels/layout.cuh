@@ -1,4 +1,4 @@
-// What the host tells the kernels: structs in device memory, filled by numpy. kernels/layout.py reads this file for
+// What the host tells the kernels: structs in device memory, filled by numpy. engine/layout.py reads this file for
 // their layout, so that it is written down once. All arrays are in C order; a pointer that may be null says so.
 //
 // A row is one of `capacity` places in the batch; a ticket is one of the requests that wait for a place.
@@ -81,7 +81,7 @@ struct Solve {
     const double* near;         // (tickets)
     const real* anchor;         // (tickets, width): near's anchor of the state; or null without near
     const real* anchor_w;       // (tickets, w_dim); or null
-    const int* code;            // (tickets, nodes, 4): kernels.layout.pack
+    const int* code;            // (tickets, nodes, 4): engine.layout.pack
     const int* code_length;     // (tickets)
     const double* parameter;    // (tickets, parameters)
     const int* ticket_columns;  // (tickets, columns): places in `column`

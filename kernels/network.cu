@@ -1,5 +1,5 @@
 // The kernels that read or write operands of a matrix product: compiled once for every precision. layout.cuh says what
-// the kernels share; kernels/compile.py makes constants.cuh.
+// the kernels share; engine/cuda/compile.py makes constants.cuh.
 #include "constants.cuh"
 #include "kernel.cuh"
 #include "layout.cuh"

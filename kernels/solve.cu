@@ -1,5 +1,5 @@
 // The kernels that are the same for every precision of operands. layout.cuh says what the kernels share;
-// kernels/compile.py makes constants.cuh.
+// engine/cuda/compile.py makes constants.cuh.
 #include "constants.cuh"
 #include "kernel.cuh"
 #include "layout.cuh"

@@ -1,4 +1,4 @@
-// What a condition says about a row's logits: kernels/tape.py on one row. That twin builds gradients and curvatures
+// What a condition says about a row's logits: engine/reference/tape.py on one row. That twin builds gradients and curvatures
 // from the leaves up; here the values go up and the factors of every leaf come down, which needs no matrix a node:
 //
 //     g = sum over leaves of `gradient` * dv_leaf/du,    C = sum over leaves of `curvature` * that of -v_leaf
@@ -8,7 +8,7 @@
 #pragma once
 
 struct Node {
-    int opcode, first, count, position;  // kernels.layout.pack; for joins `first` is the left operand's node
+    int opcode, first, count, position;  // engine.layout.pack; for joins `first` is the left operand's node
 };
 
 struct Value {
@@ -33,7 +33,7 @@ EITHER bool reads(Node node, int column) {
 
 EITHER double softplus(double x) { return fmax(x, 0.0) + log1p(exp(-fabs(x))); }
 
-// log Phi(x), its derivative and minus its second derivative; kernels.tape.log_ndtr.
+// log Phi(x), its derivative and minus its second derivative; engine.reference.tape.log_ndtr.
 EITHER void log_ndtr(double x, double* value, double* lam, double* bend) {
     const double coefficients[] = {SCALED_ERFC};
     double z = fabs(x) * sqrt(0.5), t = (z - ERFC_CENTRE) / (z + ERFC_CENTRE), scaled = 0;

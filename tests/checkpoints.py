@@ -63,14 +63,14 @@ class Persistent:
 
     def __init__(self, class_name, state, source, version=6):
         self.meta = {"type": "class", "version": version, "module_src": source, "class_name": class_name,
-                     "state": state}  # fmt: skip
+                     "state": state}
 
     def __reduce__(self):
         return reconstruct, (self.meta,)
 
 
 HOMES = {"torch_utils.persistence": (reconstruct, "_reconstruct_persistent_obj"), "dnnlib.util": (EasyDict, "EasyDict"),
-         "dnnlib.tflib.network": (Network, "Network")}  # fmt: skip
+         "dnnlib.tflib.network": (Network, "Network")}
 
 
 @contextlib.contextmanager
@@ -99,7 +99,7 @@ def foreign_names():
 # --- NVIDIA -------------------------------------------------------------------------------------------------------
 
 CLASSES = {"Dense": "FullyConnectedLayer", "Mapping": "MappingNetwork", "Synthesis": "SynthesisNetwork",
-           "Block": "SynthesisBlock", "ToRGB": "ToRGBLayer", "Skip": "Conv2dLayer"}  # fmt: skip
+           "Block": "SynthesisBlock", "ToRGB": "ToRGBLayer", "Skip": "Conv2dLayer"}
 
 
 def persistent(module, source, *, name="", old_torch=False):
@@ -107,12 +107,12 @@ def persistent(module, source, *, name="", old_torch=False):
     table = OrderedDict if old_torch else dict
     state = {key: value for key, value in module.__dict__.items() if key.startswith("_") or key == "training"}
     state["_modules"] = table((k, persistent(m, source, name=k, old_torch=old_torch)) for k, m in
-                              module._modules.items())  # fmt: skip
+                              module._modules.items())
     state["_parameters"] = table(module._parameters)
     state["_buffers"] = table(module._buffers)
     if isinstance(module, Dense):
         state.update(activation="lrelu" if name.startswith("fc") else "linear", bias_gain=module.lr_multiplier,
-                     weight_gain=np.float64(module.lr_multiplier / math.sqrt(module.weight.shape[1])))  # fmt: skip
+                     weight_gain=np.float64(module.lr_multiplier / math.sqrt(module.weight.shape[1])))
     elif isinstance(module, (SynthesisLayer, ToRGB)):
         state.update(conv_clamp=module.conv_clamp, act_gain=np.float64(math.sqrt(2)))
         if isinstance(module, SynthesisLayer):
@@ -139,7 +139,7 @@ def nvidia_pickle(net, *, protocol=4, snapshot="ema", source="raise SystemExit",
         if snapshot == "full":
             other = nvidia_record(generator(seed=9), source)
             content = {"training_set_kwargs": EasyDict(path="x.zip", max_size=3, xflip=False), "G": other,
-                       "D": other, "G_ema": record, "augment_pipe": None}  # fmt: skip
+                       "D": other, "G_ema": record, "augment_pipe": None}
         return pickle.dumps(record if snapshot == "bare" else content, protocol=protocol)
 
 
@@ -161,7 +161,7 @@ def tensorflow_layer(layer, part) -> dict:
     """Variables of a modulated convolution, without the layer's own name in front."""
     weight = layer.weight.numpy()
     found = {"mod_weight": layer.affine.weight.numpy().T, "mod_bias": layer.affine.bias.numpy() - 1,
-             "bias": layer.bias.numpy(), "weight": np.einsum("oihw->hwio", weight)}  # fmt: skip
+             "bias": layer.bias.numpy(), "weight": np.einsum("oihw->hwio", weight)}
     if part == "Conv0_up":
         found["weight"] = np.rot90(found["weight"], 2, axes=(0, 1))
     if hasattr(layer, "noise_strength"):
@@ -200,17 +200,17 @@ def tensorflow_network(name, variables, components=(), **options):
     network.__dict__.update(
         version=5, name=name, static_kwargs=EasyDict(options), components=OrderedDict(components),
         build_module_src="raise SystemExit", build_func_name="G_main", variables=list(variables.items()),
-    )  # fmt: skip
+    )
     return network
 
 
 def tensorflow_pickle(net, *, protocol=4, picture="ToRGB", **options) -> bytes:
     mapping, synthesis, top = tensorflow_variables(net, picture=picture)
     options = {"num_channels": 3, "resolution": net.synthesis.resolution, "fmap_base": 16384,
-               "architecture": net.synthesis.architecture} | options  # fmt: skip
+               "architecture": net.synthesis.architecture} | options
     with foreign_names():
         parts = {"synthesis": tensorflow_network("G_synthesis", synthesis),
-                 "mapping": tensorflow_network("G_mapping", mapping)}  # fmt: skip
+                 "mapping": tensorflow_network("G_mapping", mapping)}
         whole = tensorflow_network("Gs", top, parts.items(), **options)
         other = tensorflow_network("G", {})
         return pickle.dumps((other, other, whole), protocol=protocol)
@@ -221,7 +221,7 @@ def tensorflow_pickle(net, *, protocol=4, picture="ToRGB", **options) -> bytes:
 
 def rosinality_layer(layer, home, is_picture) -> dict:
     found = {f"{home}.conv.weight": layer.weight[None], f"{home}.conv.modulation.weight": layer.affine.weight,
-             f"{home}.conv.modulation.bias": layer.affine.bias}  # fmt: skip
+             f"{home}.conv.modulation.bias": layer.affine.bias}
     if is_picture:
         return found | {f"{home}.bias": layer.bias.reshape(1, -1, 1, 1)}
     return found | {f"{home}.noise.weight": layer.noise_strength.reshape(1), f"{home}.activate.bias": layer.bias}

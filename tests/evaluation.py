@@ -10,12 +10,12 @@ from engine.bundle import Attribute, Bundle, GeneratorFacts, Head
 from engine.sampler import Sampler
 from exporter.export import export
 from exporter.heads import HeadStack
+from lace_evaluation.store import Store
+from lace_evaluation.study import Study
+from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.judges import classifier
 from tests import tiny
 from tests.worlds import head_tensors, mapping_tensors, write_bundle
-from trainer import classifier
-from trainer.evaluation.store import Store
-from trainer.evaluation.study import Study
-from trainer.faces import ATTRIBUTES
 
 MADE: list[tuple[Bundle, str]] = []
 
@@ -40,7 +40,7 @@ def world_head() -> HeadStack:
 def make_judge() -> classifier.Classifier:
     """Untrained, of pictures of 8 px."""
     torch.manual_seed(0)
-    return classifier.Classifier(classifier.Shape((4, 8), (1,), size=8))
+    return classifier.Classifier(classifier.Shape((4, 8), (1,), size=8), ATTRIBUTES)
 
 
 def made_once(tmp_path_factory) -> tuple[Bundle, str]:
@@ -55,7 +55,7 @@ def made_once(tmp_path_factory) -> tuple[Bundle, str]:
 
 def make_study(bundle: Bundle, folder: Path, count: int = 4) -> Study:
     return Study(lambda **changes: Sampler(bundle, threads=1, **changes), make_judge(), Store(folder, {}), count=count,
-                 identity=Embedding())  # fmt: skip
+                 identity=Embedding())
 
 
 def straight_world(path: Path, *, dim: int = 8, seed: int = 0) -> Bundle:

@@ -122,7 +122,7 @@ class FakeCuda(FakeMemory, FakeLaunches):
     def cuDeviceGetAttribute(self, which, device):
         major, minor = self.capability
         found = {"COMPUTE_CAPABILITY_MAJOR": major, "COMPUTE_CAPABILITY_MINOR": minor, "L2_CACHE_SIZE": 50 * 2**20,
-                 "MULTIPROCESSOR_COUNT": PROCESSORS}  # fmt: skip
+                 "MULTIPROCESSOR_COUNT": PROCESSORS}
         return Code.CUDA_SUCCESS, found[which.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]
 
     def cuDevicePrimaryCtxRetain(self, device):

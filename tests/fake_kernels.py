@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from engine.bundle import Bundle
+from engine.cuda.compile import BLOCKS, TILES
 from engine.cuda.driver import Device, Launch
 from engine.cuda.engine import Engine
+from engine.layout import DTYPES
 from engine.runtimes.cuda import CudaRuntime
 from engine.runtimes.decoding import Buffers, Pictures
-from kernels.compile import BLOCKS, TILES
-from kernels.layout import DTYPES
 from tests import host_kernels
 from tests.fake_cuda import FakeCuda
 from tests.fake_launches import LaunchFacts
@@ -128,7 +128,7 @@ class LinearDecoder:
 
 
 def open_fake(bundle: Bundle, *, precision: str = "fp32", loops: bool = True,
-              capability: tuple[int, int] = (9, 0)) -> tuple[CudaRuntime, FakeCuda]:  # fmt: skip
+              capability: tuple[int, int] = (9, 0)) -> tuple[CudaRuntime, FakeCuda]:
     """The cuda runtime on a simulated device."""
     fake = fake_cuda(precision)
     fake.capability = capability

@@ -108,7 +108,7 @@ class FakeMemory:
 
     def cuMemcpy2DAsync(self, copy, stream):
         pairs = [(int(copy.dstDevice) + i * copy.dstPitch, int(copy.srcDevice) + i * copy.srcPitch)
-                 for i in range(copy.Height)]  # fmt: skip
+                 for i in range(copy.Height)]
         if copy.WidthInBytes > min(copy.srcPitch, copy.dstPitch):
             raise Violation("rows of a copy overlap")
 

@@ -23,7 +23,7 @@ class FakeSession:
         ((self.provider, self.options),) = providers
         self.session = on_the_host(path)
         self.get_inputs, self.get_outputs, self.run = (
-            self.session.get_inputs, self.session.get_outputs, self.session.run)  # fmt: skip
+            self.session.get_inputs, self.session.get_outputs, self.session.run)
         FakeSession.opened.append(self)
 
     def get_providers(self) -> list[str]:

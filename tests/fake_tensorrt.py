@@ -231,7 +231,7 @@ def package(cuda: FakeCuda, *, portable: bool, capturable: bool = True) -> Simpl
     fake.DynamicShapesKernelSpecializationStrategy = names
     fake.NetworkDefinitionCreationFlag = Enum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 0}, type=int)
     for part in (ILogger, Network, OnnxParser, Profile, Config, Builder, Context, RuntimeCache, RuntimeConfig, Engine,
-                 Runtime):  # fmt: skip
+                 Runtime):
         setattr(fake, part.__name__, part)
     return fake
 

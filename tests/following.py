@@ -17,7 +17,7 @@ def tickets_of(starts: list[Start]) -> Tickets:
 
     tapes = [start.tape for start in starts]
     return Tickets(column("z"), column("psi"), column("label"), np.array([tape.near for tape in tapes]),
-                   column("anchor_z"), column("anchor_w"), tapes)  # fmt: skip
+                   column("anchor_z"), column("anchor_w"), tapes)
 
 
 def admitted(engine: Engine, tickets: Tickets, solver: Steps, *, in_w: bool = False, capacity: int) -> Plan:

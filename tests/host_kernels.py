@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
-from kernels.compile import sources
-from kernels.cpu.build import compiler
-from kernels.layout import DTYPES
+from engine.cuda.compile import sources
+from engine.layout import DTYPES
+from engine.native.build import compiler
 
 # Contraction is off and no sum is reordered: the numpy twins do neither.
 OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror",
-           "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-unused-function", "-x", "c++")  # fmt: skip
+           "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-unused-function", "-x", "c++")
 QUEUE = ("count", "next", "rows_running", "iterations", "limit", "goes_on")
 IDLE, FRESH = 0, 1
 PARTS = ("network", "solve", "wide")
@@ -25,7 +25,7 @@ PARTS = ("network", "solve", "wide")
 
 @cache
 def library(real: str = "double", precision: str = "fp32", extra: str = "", parts: tuple[str, ...] = PARTS,
-            change: tuple[str, str, str] | None = None) -> ctypes.CDLL:  # fmt: skip
+            change: tuple[str, str, str] | None = None) -> ctypes.CDLL:
     """The kernels as functions ``host_{kernel}`` and ``block_{kernel}`` of an address.
 
     extra    C++ to go behind them

@@ -44,7 +44,7 @@ COMMAND = f"touch {MARKER}"
 
 
 def nested(table=b"ctorch\nFloatStorage\n", *, magic=unpickle.LEGACY_MAGIC, numel=4, stored=4, data=16, version=1001,
-           endian=True) -> bytes:  # fmt: skip
+           endian=True) -> bytes:
     """The stream of one storage, with something wrong in it."""
     head = b"".join(pickle.dumps(v, 2) for v in (magic, version, {"little_endian": endian, "type_sizes": {}}))
     body = b"\x80\x02(" + text("storage") + table + text("0") + text("cpu") + b"J" + struct.pack("<i", numel) + b"NtQ."
@@ -264,4 +264,4 @@ HOSTILE = {
     "legacy torch truncated": build.rosinality_file(build.generator(), legacy=True)[:-50],
     "legacy torch with foreign name": build.torch_bytes({"a": Call(os.system, COMMAND)}, legacy=True),
     "legacy torch without storages": build.torch_bytes({"a": torch.ones(3)}, legacy=True)[:-40],
-}  # fmt: skip
+}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer import ada
-from trainer.ada import Augmentation, Chance, colour, geometry, rotation, scaling, shift
+from lace_trainer.gan import ada
+from lace_trainer.gan.ada import Augmentation, Chance, colour, geometry, rotation, scaling, shift
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -7,12 +7,12 @@ from engine.grammar import parse
 from engine.requests import Request
 from engine.sampler import Sampler
 from engine.solvers import TABLEAUS, RungeKutta
+from lace_evaluation import baselines
+from lace_evaluation.baselines import arithmetic, fit, least_squares, logistic, reject
+from lace_evaluation.paper import SharedDopri5
+from lace_evaluation.study import Pool, as_labels, stacked
 from tests.evaluation import straight_world
 from tests.worlds import linear_world
-from trainer.evaluation import baselines
-from trainer.evaluation.baselines import arithmetic, fit, least_squares, logistic, reject
-from trainer.evaluation.paper import SharedDopri5
-from trainer.evaluation.study import Pool, as_labels, stacked
 
 
 @pytest.fixture(scope="module")

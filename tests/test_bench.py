@@ -46,7 +46,7 @@ def bench(bundle, judge, tmp_path):
     def make(**changes):
         log = Log(tmp_path / "lines.jsonl", {"commit": "c"})
         given = {"bundle": bundle, "pictured": (), "log": log, "judge": judge, "peers": Peers(), "threads": 1,
-                 "quick": True, "say": lambda text: None}  # fmt: skip
+                 "quick": True, "say": lambda text: None}
         return Bench(**given | changes)
 
     return make
@@ -222,7 +222,7 @@ def solve_line(contestant, median, *, attributes=3, rows=1, energy=0.01, error=0
     return {"suite": "solve", "world": "ffhq", "attributes": attributes, "rows": rows, "condition": "smile",
             "contestant": contestant, "unit": "ms", "median": median, "q1": median, "q3": median, "repeats": 5,
             "evaluations": {"mean": 10.0, "most": 12}, "energy": energy, "floor_energy": 0.01,
-            "trajectory_error": error, "check": check, "commit": "c", "threads": 2, "quick": False}  # fmt: skip
+            "trajectory_error": error, "check": check, "commit": "c", "threads": 2, "quick": False}
 
 
 LINES = [
@@ -256,7 +256,7 @@ def test_goals_count_right_answers_only():
 
 def stream_line(contestant, median):
     return {"suite": "stream", "world": "ffhq", "pictures": False, "contestant": contestant, "median": median,
-            "check": "passed"}  # fmt: skip
+            "check": "passed"}
 
 
 def test_a_stream_is_compared_with_both_kinds_of_static_batches():

@@ -65,7 +65,7 @@ def test_a_missing_bundle_a_file_and_another_folder_are_told_apart(tmp_path):
     [b"", b"{", b"[]", b"3", b'{"format": "1.0"}', b'{"format": 1, "files": {}}', b'{"format": "1", "files": {}}',
      b'{"format": "1.0.0", "files": {}}', b'{"format": "1.0", "files": ["a"]}', b'{"format": "1.0", "files": {"a": 3}}',
      b"\xff\xfe", b"[" * 100_000],
-)  # fmt: skip
+)
 def test_a_manifest_that_cannot_be_read_is_refused(copy, text):
     (copy / MANIFEST).write_bytes(text)
     with pytest.raises(BundleError, match="cannot be read"):

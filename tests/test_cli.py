@@ -81,7 +81,7 @@ def test_a_picture_says_where_it_comes_from(bundle, out):
     sample.main([str(bundle.path), "smile=c1", "--count", "2", "--seed", "7", "--truncation", "0.5", "--out", str(out)])
     first, second, grid = (picture(out / name) for name in ("0000.png", "0001.png", "grid.png"))
     assert first.text == {"Software": "lace-engine", "Condition": "smile=c1", "Seed": "7", "Truncation": "0.5",
-                          "Bundle": bundle.hash}  # fmt: skip
+                          "Bundle": bundle.hash}
     assert second.text["Seed"] == "8"
     assert grid.text["Seed"] == "7..8"
     again = Sampler(bundle, truncation=float(second.text["Truncation"]))

@@ -8,13 +8,14 @@ import pytest
 
 from engine.cli.console import BAD_INPUT, CHECK_FAILED, OK
 from engine.errors import LaceError
-from trainer import cli_eval, metrics
-from trainer.evaluation.compare import FORM, MOMENTS, compare, load, packed, unpacked
-from trainer.evaluation.nearness import frechet_change, weighted_moments, widest
-from trainer.evaluation.statistics import bootstrap, bootstrap_rms, half_width
+from lace_evaluation import cli as cli_eval
+from lace_evaluation.compare import FORM, MOMENTS, compare, load, packed, unpacked
+from lace_evaluation.nearness import frechet_change, weighted_moments, widest
+from lace_evaluation.statistics import bootstrap, bootstrap_rms, half_width
+from lace_trainer.judges import metrics
 
 SETTINGS = {"protocol": 1, "count": 200, "seed": 0, "label": None, "truncation": 0.7, "attributes": {}, "judge": "j",
-            "identity": "i"}  # fmt: skip
+            "identity": "i"}
 RNG = np.random.default_rng(0)
 REAL = RNG.standard_normal((500, 4))
 FAKE = RNG.standard_normal((200, 4)) + 0.2
@@ -31,7 +32,7 @@ def written(folder: Path, rows: dict, **settings) -> Path:
 
 def rows(acc, features=FAKE) -> dict:
     return {"conditional/all/training/ours/acc": acc, "conditional/all/training/ours/features": features,
-            "conditional/all/training/ours/moved": acc}  # fmt: skip
+            "conditional/all/training/ours/moved": acc}
 
 
 def test_intervals_cover_a_known_difference():

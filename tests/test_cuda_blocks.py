@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from engine import Request, Sampler
+from engine.cuda.compile import BLOCKS, SOURCE_OF, TILES
 from engine.grammar import parse
-from kernels.compile import BLOCKS, SOURCE_OF, TILES
-from kernels.layout import PRECISIONS, to_operand
+from engine.layout import PRECISIONS, to_operand
 from tests.host_kernels import BlockSolve, call, compiler, struct
 from tests.test_cuda_solvers import CONDITIONS, Rig, compare_tapes
 from tests.worlds import random_world
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(compiler() is None and "CI" not in os.environ, r
 
 
 TILE_CASES = [(tile, precision) for tile, precision in product(TILES, PRECISIONS)
-              if precision != "fp32" or SOURCE_OF[tile] != "wide"]  # fmt: skip
+              if precision != "fp32" or SOURCE_OF[tile] != "wide"]
 
 
 @pytest.mark.parametrize(("tile", "precision"), TILE_CASES)
@@ -35,14 +35,14 @@ def test_a_tile_gives_what_its_layers_define(tile, precision, rows, k):
     random = np.random.default_rng(k)
     operand = lambda *shape: to_operand(random.normal(size=shape), precision)  # noqa: E731
     arrays = [{"input": operand(rows * each, k), "weight": operand(n, k), "activation": operand(rows, n)}
-              for each, n in ((1, 32), (2, 64))]  # fmt: skip
+              for each, n in ((1, 32), (2, 64))]
     exact = [[np.zeros((rows * each, n), np.float32) for each, n in ((1, 32), (2, 64))] for _ in range(2)]
     levels = [
         struct("Level", count=2, rows=rows, problems=np.stack([
             struct("Dense", **given, exact=out, n=out.shape[1], k=k, each=each)
             for given, out, each in zip(arrays, outs, (1, 2), strict=True)
         ])) for outs in exact
-    ]  # fmt: skip
+    ]
     call(tile, levels[0], real=np.float32, precision=precision)
     # One block more than there is work for, in both directions.
     for x, y in np.ndindex(-(-96 // TILES[tile][1]) + 1, -(-2 * rows // TILES[tile][0]) + 1):
@@ -125,7 +125,7 @@ def test_no_thread_reads_what_another_may_be_writing():
     ("dense.cuh", "        team.sync();\n"),
     ("wide.cuh", "            team.sync();\n"),
     ("wide.cuh", "        team.sync();  // nobody reads the stages any more\n"),
-])  # fmt: skip
+])
 def test_a_missing_barrier_is_found(file, text):
     count, _ = races(file, text)
     assert count > 0

@@ -7,16 +7,16 @@ import sys
 
 import pytest
 
-from kernels import compile as compiling
-from kernels import layout
-from kernels.compile import BLOCKS, BY_PRECISION, KERNELS, TILES, WGMMA, CompileError, build
+from engine import layout
+from engine.cuda import compile as compiling
+from engine.cuda.compile import BLOCKS, BY_PRECISION, KERNELS, TILES, WGMMA, CompileError, build
 from tests.host_kernels import compiler, library
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 CASES = [(source, architecture, precision) for source in ("network", "solve", "loop") for architecture in ARCHITECTURES
-         for precision in (layout.PRECISIONS if source in BY_PRECISION else layout.PRECISIONS[:1])]  # fmt: skip
+         for precision in (layout.PRECISIONS if source in BY_PRECISION else layout.PRECISIONS[:1])]
 CASES += [("wide", WGMMA, precision) for precision in ("tf32", "fp16")]
 
 
@@ -119,7 +119,7 @@ def test_refusals_say_what_was_wrong(tmp_path, monkeypatch):
 
 def test_importing_the_kernels_imports_no_cuda():
     command = (
-        "import sys, kernels.compile, kernels.layout; assert not any(m.split('.')[0] == 'cuda' for m in sys.modules)"
+        "import sys, engine.cuda.compile, engine.layout; assert not any(m.split('.')[0] == 'cuda' for m in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", command], check=True)
 

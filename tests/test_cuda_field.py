@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.grammar import parse
+from engine.layout import OPCODES, pack, to_operand
+from engine.reference import field
 from engine.requests import to_pixels
 from engine.tape import lower
-from kernels import field
-from kernels.layout import OPCODES, pack, to_operand
 from tests.host_kernels import FRESH, HostSolve, address, call, compiler, library, struct
 from tests.test_tape import ATTRIBUTES, WIDTHS
 
@@ -40,7 +40,7 @@ def test_normalise_takes_a_start_and_feeds_the_network():
         phase=np.array([FRESH, 2], np.int32), ticket=np.array([2, 1], np.int32), z=np.zeros((2, 40)), psi=np.zeros(2),
         trial=random.normal(size=(2, 40)), input=np.full((2, 64), np.nan), state=np.full((2, 64), np.nan),
         moment=np.zeros(2),
-    )  # fmt: skip
+    )
     pending = solve.trial[1].copy()
     solve.run("normalise")
     here = np.stack([start[2], pending])
@@ -64,7 +64,7 @@ def test_cotangents_and_pullback(linear, real):
     weights, slots = random.normal(size=(rows, r)), (r + 1 if linear else 1)
     slopes = [on_w[:, 0].astype(real), on_z.astype(real), on_w[:, 1].astype(real)]
     solve = HostSolve(real, capacity=rows, width=width, w_dim=w_dim, w_stride=64, input_stride=32, columns=r,
-                      slots=slots, linear=linear, has_near=1)  # fmt: skip
+                      slots=slots, linear=linear, has_near=1)
     solve.put(
         column=np.stack([struct("Column", slopes=part, row_stride=part.strides[0] // part.itemsize, direct=j == 1)
                          for j, part in enumerate(map(np.ascontiguousarray, slopes))]),
@@ -74,7 +74,7 @@ def test_cotangents_and_pullback(linear, real):
         cotangent=np.full((rows, slots, 64), np.nan, real), unit=np.zeros((rows, slots), real),
         trial=random.normal(size=(rows, width)).astype(real), pulled=random.normal(size=(rows, slots, 32)).astype(real),
         trial_jacobian=np.zeros((rows, slots, width), real),
-    )  # fmt: skip
+    )
     solve.put(moment=field.second_moment(solve.trial)[1][:, 0])
     solve.run("cotangents")
     pull = -2 * near[:, None] * (trial_w[:, :w_dim] - anchor_w)
@@ -104,7 +104,7 @@ def test_cotangents_in_half_precision_keep_their_digits():
         column_count=np.ones(2, np.int32), phase=np.full(2, 2, np.int32), ticket=np.arange(2, dtype=np.int32),
         psi=np.ones(2, np.float32), hidden=np.ones((2, 32), np.float16), cotangent=np.zeros((2, 32), np.float16),
         unit=np.zeros(2, np.float32),
-    )  # fmt: skip
+    )
     solve.run("cotangents")
     assert (np.abs(solve.cotangent).max(axis=1) < 1).all()
     given_back = solve.cotangent.astype(float) * solve.unit[:, None]
@@ -130,7 +130,7 @@ def test_the_epilogues_of_a_dense_layer(real, precision):
         struct("Dense", input=x, weight=weight, bias=bias, output=out, exact=exact, average=average, psi=psi,
                truncated=truncated, seeds=seeds, seeded=seeded, columns=columns, n=n, k=k, each=1, leaky=1),
         struct("Dense", input=cotangent, weight=back, exact=pulled, activation=activation, n=n, k=k, each=columns),
-    ])  # fmt: skip
+    ])
     call("dense_16x8", struct("Level", problems=problems, count=2, rows=rows), real=real, precision=precision)
     hidden = field.leaky(x.astype(float) @ weight.astype(float).T + bias)
     w = average + psi[:, None] * (hidden - average)
@@ -139,7 +139,7 @@ def test_the_epilogues_of_a_dense_layer(real, precision):
         "out": (out, hidden), "exact": (exact, w), "truncated": (truncated, w),
         "seeded": (seeded.reshape(rows, columns, n), seeds * field.slope(hidden)[:, None]),
         "pulled": (pulled.reshape(rows, columns, n), products * field.slope(activation)[:, None]),
-    }  # fmt: skip
+    }
     for name, (found, twin) in expected.items():
         np.testing.assert_allclose(found, twin, rtol=tolerance, atol=tolerance * np.abs(twin).max(), err_msg=name)
 
@@ -172,7 +172,7 @@ def test_waiting_tickets_take_the_free_rows_in_order(phases, count, taken):
         ticket=np.full(capacity, -1, np.int32), counters=np.ones((capacity, 4), np.int32),
         **{name: np.ones(capacity, np.int32) for name in ("status", "stage")},
         **{name: np.ones(capacity) for name in ("clock", "step", "taken", "passes", "error", "reach")},
-    )  # fmt: skip
+    )
     solve.run("turnover")
     free = [row for row, phase in enumerate(phases) if phase == 0]
     admitted = free[: count - next_ticket]

@@ -9,7 +9,7 @@ pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
 import torch
 
 import engine.sampler
-from engine import Request, Sampler
+from engine import Request, Sampler, layout, sources
 from engine.batch import Status
 from engine.cuda import solve, tables
 from engine.cuda.dlpack import empty
@@ -19,7 +19,6 @@ from engine.errors import BackendError, RequestError
 from engine.requests import to_pixels
 from engine.solvers import make_solver
 from engine.solvers.stochastic import Langevin
-from kernels import layout
 from tests import host_kernels
 from tests.fake_cuda import FakeCuda
 from tests.fake_kernels import open_fake, view
@@ -28,13 +27,13 @@ from tests.worlds import linear_world, random_world
 
 pytestmark = pytest.mark.skipif(host_kernels.compiler() is None, reason="needs a C++ compiler")
 MIXED = ("smile & ~glasses & age=0.7", "colour=c2 | smile", "yaw>0.5 & age<0.4", "colour=c1 & near(0.04)", "smile",
-         "keep(smile, weight=0.1) & glasses", "2*yaw=0.4 & ~colour=c3")  # fmt: skip
+         "keep(smile, weight=0.1) & glasses", "2*yaw=0.4 & ~colour=c3")
 SHORT = ("smile & ~glasses", "colour=c2 | smile", "smile", "glasses & yaw>0.3")
 SOLVERS = {
     "gauss-newton": {}, "gauss-newton in 6 steps": {"solver": "gauss-newton", "steps": 6}, "bosh3": {"solver": "bosh3"},
     "heun-euler on the paper's clock": {"solver": "heun-euler", "clock": "paper"},
     "rk4 in 8 steps": {"solver": "rk4", "steps": 8},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +288,7 @@ def test_every_number_of_the_struct_is_set(world, on_device):
 
 
 def test_work_spaces_have_the_sizes_that_the_kernels_take():
-    source = (host_kernels.Path(layout.__file__).parent / "layout.cuh").read_text()
+    source = (sources.folder() / "layout.cuh").read_text()
     for name, size in (("PLAN", solve.plan_size(7)), ("SCRATCH", solve.scratch_size(7, 11))):
         text = re.search(rf"#define {name}\(s\) (.+)", source)[1]
         text = re.sub(r"\(s\)\.", "", text).replace("LL", "")
@@ -335,7 +334,7 @@ def test_tensors_that_do_not_fit_are_refused(world, on_device):
     z = empty(sampler.runtime.engine.device, (2, 48), np.float32)
     for arguments, message in (
         ({}, "give z or w"), ({"z": z, "w": z}, "give z or w"), ({"z": torch.zeros(2, 5)}, r"expected \(rows, 48\)"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(RequestError, match=message):
             solve_tensors(sampler, "smile", **arguments)
     with pytest.raises(RequestError, match="3 conditions for 2 rows"):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from engine import Request, Sampler
 from engine.batch import Batch, Status
 from engine.cuda.settings import kernel
+from engine.layout import pack, padded
+from engine.reference import tape
 from engine.solvers import gauss_newton
 from engine.solvers.compiled import numbers, tableau
 from engine.solvers.gauss_newton import GaussNewton
 from engine.tape import lower
-from kernels import tape
-from kernels.layout import pack, padded
 from tests.host_kernels import FRESH, HostSolve, compiler, library, struct
 from tests.test_tape import ATTRIBUTES, SEEDS, TREES, WIDTHS, inputs, logits_of
 from tests.worlds import linear_world, random_world
@@ -44,7 +44,7 @@ def interpreted(program, parameters, u, kind=HostSolve, real=np.float64):
     rows, columns = u.shape
     code, places = pack(program), np.arange(columns, dtype=np.int32)
     solve = kind(real, capacity=rows, columns=columns, nodes=len(code), parameters=parameters.shape[1], outputs=columns,
-                 heads=1)  # fmt: skip
+                 heads=1)
     solve.put(
         head=struct("Head", input=u.astype(real), weight=np.eye(columns, dtype=real), bias=np.zeros(columns, real),
                     k=columns, stride=columns, count=columns),
@@ -54,7 +54,7 @@ def interpreted(program, parameters, u, kind=HostSolve, real=np.float64):
         code_length=np.full(rows, len(code), np.int32), scratch=np.full((rows, scratch(columns, len(code))), np.nan),
         trial_logits=np.zeros((rows, columns), real), trial_logp=np.zeros(rows), weights=np.zeros((rows, columns)),
         curvature=np.zeros((rows, columns, columns)),
-    )  # fmt: skip
+    )
     solve.run("tape")
     return solve.trial_logp, solve.weights, solve.curvature
 
@@ -89,7 +89,7 @@ def test_the_tape_in_the_papers_logic(condition, seed, temperature):
 def test_a_program_that_mixes_both_logics(nodes):
     """No condition lowers to it, but the twin defines it: an OR hides what is below it from the NOT above."""
     program = (("difference", 0, 0), ("difference", 1, 1), ("lace_or",), ("difference", 2, 2), ("or",), ("not",),
-               ("class", 0, 3, 3), ("lace_or",), ("weight", 4), ("not",))  # fmt: skip
+               ("class", 0, 3, 3), ("lace_or",), ("weight", 4), ("not",))
     parameters = np.tile([1.0, -1.0, 1.0, 2.0, 1.5], (5, 1))
     compare_programs(program[:nodes], parameters, np.random.default_rng(0).normal(size=(5, 3)))
 
@@ -114,7 +114,7 @@ class Rig:
         self.solve = s = kind(
             real, capacity=capacity, width=g.z_dim, w_dim=g.w_dim, w_stride=padded(g.w_dim), columns=columns,
             slots=slots, has_near=near, **numbers(self.solver),
-        )  # fmt: skip
+        )
         rows = lambda *shape: np.full((capacity, *shape), np.nan, real)  # noqa: E731
         s.put(
             start=self.batch.z.astype(real), near=self.batch.near, anchor=self.batch.anchor_z.astype(real),
@@ -132,7 +132,7 @@ class Rig:
             **{name: np.zeros(capacity, np.int32) for name in ("ticket", "phase", "status", "stage")},
             **{name: np.zeros(capacity) for name in ("clock", "step", "taken", "passes", "error", "reach", "logp",
                                                      "trial_logp")},
-        )  # fmt: skip
+        )
 
     def run(self):
         s = self.solve
@@ -173,13 +173,13 @@ def world(tmp_path_factory):
 
 
 CONDITIONS = ["smile & age=0.75", "3*(colour=c2 & ~glasses) | shape", "near(0.3) & age=0.2 & yaw>0.5", None,
-              "age=9 & age=-9 & colour=c1"]  # fmt: skip
+              "age=9 & age=-9 & colour=c1"]
 SOLVERS = [
     {"solver": "gauss-newton"}, {"solver": "gauss-newton", "rtol": 1e-3, "atol": 1e-3, "max_evaluations": 200},
     {"solver": "gauss-newton", "max_evaluations": 9}, {"solver": "gauss-newton", "steps": 6},
     {"solver": "dopri5", "max_evaluations": 300}, {"solver": "bosh3", "clock": "paper", "max_evaluations": 300},
     {"solver": "heun-euler", "max_evaluations": 300}, {"solver": "euler", "steps": 20}, {"solver": "rk4", "steps": 5},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", SOLVERS, ids=str)
@@ -244,7 +244,7 @@ def test_a_proposal_is_that_of_the_linear_flow(seed, r, rank, near, stiffness):
     curvature = factors @ factors.T
     solver = GaussNewton(steps=1)
     solve = HostSolve(capacity=1, width=width, w_dim=1, w_stride=32, columns=r, slots=r + 1, has_near=1,
-                      **numbers(solver) | {"length": h})  # fmt: skip
+                      **numbers(solver) | {"length": h})
     zero, start = np.zeros((1, width)), random.normal(size=(1, width))
     one = {name: np.zeros(1) for name in ("clock", "step", "taken", "passes", "error", "reach", "logp", "trial_logp")}
     solve.put(
@@ -256,7 +256,7 @@ def test_a_proposal_is_that_of_the_linear_flow(seed, r, rank, near, stiffness):
         curvature=curvature.copy(), plan=np.zeros(3 * r * r + 5 * r + 6), scratch=np.zeros(scratch(r, 0)),
         counters=np.zeros((1, 4), np.int32), **one,
         **{name: np.zeros(1, np.int32) for name in ("ticket", "status", "stage")},
-    )  # fmt: skip
+    )
     solve.run("gauss_newton")
     flow = -(jacobian.T @ curvature @ jacobian + 2 * gauss_newton.NEAR_STRETCH * near * np.eye(width))
     s = np.linalg.inv(np.eye(width) - gauss_newton.GAMMA * h * flow)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from engine import Request, Sampler
+from engine.cuda.compile import BLOCKS, TILES
+from engine.layout import to_operand
+from engine.reference import field
 from engine.solvers import make_solver
-from kernels import field
-from kernels.compile import BLOCKS, TILES
-from kernels.layout import to_operand
 from tests.host_kernels import address, compiler, library, struct
 from tests.worlds import random_world
 
@@ -36,11 +36,11 @@ class Layers:
             "x": operand(rows, k), "weight": operand(n, k), "bias": real(n), "average": real(n), "psi": real(rows),
             "seeds": real(2, n), "cotangent": operand(2 * rows, k), "back": operand(back_n, k),
             "activation": operand(rows, back_n),
-        }  # fmt: skip
+        }
         self.found = {
             "out": operand(rows, n), "exact": real(rows, n), "truncated": operand(rows, n),
             "seeded": operand(2 * rows, n), "slopes": real(2 * rows, back_n), "rounded": operand(2 * rows, back_n),
-        }  # fmt: skip
+        }
         a, b = self.given, self.found
         self.problems = np.stack([
             struct("Dense", input=a["x"], weight=a["weight"], bias=a["bias"], output=b["out"], exact=b["exact"],
@@ -48,7 +48,7 @@ class Layers:
                    columns=2, n=n, k=k, each=1, leaky=1),
             struct("Dense", input=a["cotangent"], weight=a["back"], output=b["rounded"], exact=b["slopes"],
                    activation=a["activation"], n=back_n, k=k, each=2),
-        ])  # fmt: skip
+        ])
 
     def run(self, kernels: ctypes.CDLL) -> None:
         """One block more than there is work for, in both directions."""
@@ -66,7 +66,7 @@ class Layers:
         slopes = (a["cotangent"] @ a["back"].T).reshape(self.rows, 2, -1) * field.slope(a["activation"])[:, None]
         seeded = a["seeds"] * field.slope(hidden)[:, None]
         twins = {"out": hidden, "exact": w, "truncated": w, "seeded": seeded.reshape(-1, self.n),
-                 "slopes": slopes.reshape(-1, self.back_n), "rounded": slopes.reshape(-1, self.back_n)}  # fmt: skip
+                 "slopes": slopes.reshape(-1, self.back_n), "rounded": slopes.reshape(-1, self.back_n)}
         errors = []
         for name, twin in twins.items():
             digit = 1e-5 if name in ("exact", "slopes") else 1e-3
@@ -115,7 +115,7 @@ def test_faults_give_wrong_numbers(fault):
 @pytest.mark.parametrize(("capability", "precision", "widest"), [
     ((9, 0), "fp16", NAME), ((9, 0), "tf32", NAME), ((9, 0), "fp32", "dense_64x32"), ((8, 0), "fp16", "dense_64x32"),
     ((10, 0), "fp16", "dense_64x32"), ((12, 0), "tf32", "dense_64x32"),
-])  # fmt: skip
+])
 def test_who_takes_many_rows(capability, precision, widest):
     pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
     from engine.cuda.driver import Device

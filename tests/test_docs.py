@@ -24,10 +24,10 @@ COMMANDS = {
     "lace-verify": "engine.cli.verify",
     "lace-bench": "engine.cli.bench",
     "lace-export": "exporter.cli",
-    "lace-train": "trainer.cli",
-    "lace-eval": "trainer.cli_eval",
+    "lace-train": "lace_trainer.cli",
+    "lace-eval": "lace_evaluation.cli",
 }
-# Of `python -m trainer.faces`, of argparse itself, and of pip.
+# Of `python -m lace_trainer.faces`, of argparse itself, and of pip.
 OTHER_OPTIONS = {"--help"}
 
 
@@ -125,13 +125,13 @@ def test_numbers_are_written_between_the_markers(tmp_path):
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nOUTDATED\n{readme.END}\nafter\n")
     line = {"attributes": 1, "conditions": 4, "least_acc": 0.96, "mean_acc": 0.98, "mean_error": None,
-            "most_error": None, "mean_whole": 0.98, "missed": []}  # fmt: skip
+            "most_error": None, "mean_whole": 0.98, "missed": []}
     body = {"summary": [line], "judge": {}, "goal": {"class": 0.95, "value_error": 0.1, "tolerance": 0.1}, "count": 256,
-            "bundle": "0" * 64, "commit": None, "seconds": 9.0, "machine": {"cores": 2}}  # fmt: skip
+            "bundle": "0" * 64, "commit": None, "seconds": 9.0, "machine": {"cores": 2}}
     (tmp_path / "eval.json").write_text(json.dumps(body))
     counts = dict.fromkeys(("submitted", "refused", "ended", "finished", "late", "cancelled"), 7)
     soak = {"benchmark": "soak", "seconds": 1200.0, "threads": 8, "counts": counts, "solved_again": 500, "commit": None,
-            "memory": {"warm_mib": 134.0, "end_mib": 141.0}, "checks": {"memory is flat": False}}  # fmt: skip
+            "memory": {"warm_mib": 134.0, "end_mib": 141.0}, "checks": {"memory is flat": False}}
     (tmp_path / "soak.json").write_text(json.dumps(soak))
     arguments = ["--readme", str(page), "--results", str(tmp_path)]
     assert readme.main([*arguments, "--check"]) == 1

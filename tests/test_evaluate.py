@@ -13,14 +13,14 @@ from engine.condition import attr
 from engine.errors import LaceError
 from engine.grammar import parse
 from engine.tape import lower
+from lace_evaluation import cli as cli_eval
+from lace_evaluation.goal import Result, Score, as_logits, score, summarise
+from lace_evaluation.questions import CONDITIONS, asked, check_judge, default_conditions, statements
+from lace_evaluation.statistics import wilson
+from lace_trainer.attributes import Attribute
+from lace_trainer.faces import ATTRIBUTES
 from tests import tiny
 from tests.evaluation import made_once, world_head
-from trainer import cli_eval
-from trainer.evaluation.goal import Result, Score, as_logits, score, summarise
-from trainer.evaluation.questions import CONDITIONS, asked, check_judge, default_conditions, statements
-from trainer.evaluation.statistics import wilson
-from trainer.faces import ATTRIBUTES
-from trainer.faces.factors import Attribute
 
 SMILE, AGE = Attribute("smile", "class", ("no", "yes")), Attribute("age", "value")
 HAIR = Attribute("hair", "class", ("black", "blond", "red"))
@@ -35,7 +35,7 @@ class Fake:
 
 @pytest.mark.parametrize(("hits", "count", "low", "high"), [
     (5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662),
-])  # fmt: skip
+])
 def test_wilson_intervals_are_those_of_the_literature(hits, count, low, high):
     assert wilson(hits, count) == pytest.approx((low, high), abs=5e-5)
 
@@ -68,7 +68,7 @@ def test_the_summary_counts_classes_and_values_apart_and_lists_what_was_missed()
         return Result(condition, len(scores), 10, scores, scored(condition, 0.5), 0.1, 10, 12, 0, {"solve": 1})
 
     one, two = summarise([result("smile", scored("smile", 1.0)), result("hat", scored("hat", 0.9)),
-                          result("hat & age=0.5", scored("hat", 0.97), scored("age=0.5", 0.6, 0.2))])  # fmt: skip
+                          result("hat & age=0.5", scored("hat", 0.97), scored("age=0.5", 0.6, 0.2))])
     assert (one.attributes, one.conditions, one.least_acc, one.mean_acc) == (1, 2, 0.9, 0.95)
     assert (one.mean_error, one.missed) == (None, ("hat",))
     assert (two.least_acc, two.mean_error, two.most_error) == (0.97, 0.2, 0.2)
@@ -95,7 +95,7 @@ def test_default_conditions_stay_inside_the_range_and_the_bundle():
 @pytest.mark.parametrize("other", [
     Attribute("moustache", "class", ("no", "yes")), Attribute("hair", "class", ("dark", "light")),
     Attribute("age", "class", ("young", "old")), replace(tiny.stack("age", {"age": 1}).attributes[0], range=(-1, 1)),
-])  # fmt: skip
+])
 def test_an_attribute_that_the_judge_does_not_know_is_refused(other):
     with pytest.raises(LaceError, match=f"cannot tell {other.name}.*it knows: smile .*--judge"):
         check_judge(Fake, {other.name: other}, [other.name])
@@ -105,7 +105,7 @@ def test_an_attribute_that_the_judge_does_not_know_is_refused(other):
 def bundle_like() -> dict:
     """The demonstration world's attributes as a bundle has them."""
     return {a.name: replace(h, classes=a.classes) for a in ATTRIBUTES
-            for h in tiny.stack(a.name, {a.name: len(a.classes) or 1}).attributes}  # fmt: skip
+            for h in tiny.stack(a.name, {a.name: len(a.classes) or 1}).attributes}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_json_goes_to_standard_output(made, capsys):
     (["--condition", "moustache"], "no attribute 'moustache'"),
     (["--condition", "near(0.1)"], "states nothing"),
     (["--judge", "nowhere.safetensors"], "cannot read the classifier"),
-])  # fmt: skip
+])
 def test_what_cannot_be_judged_is_refused(made, options, message, capsys):
     assert run(made, *options) == BAD_INPUT
     assert message in " ".join(capsys.readouterr().err.split())

@@ -13,12 +13,12 @@ import torch
 from engine.bundle import Bundle
 from engine.errors import BundleError, CheckpointError
 from engine.folders import PARTIAL
+from engine.reference import field as twin
 from engine.runtimes import open_runtime
 from engine.verify import ParityError
 from exporter import cli
 from exporter import export as exporting
 from exporter.export import export
-from kernels import field as twin
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import leaky_relu, linear, logsigmoid
 from engine import Request, Sampler, attr, keep, near
 from engine.batch import Batch
 from engine.condition import And, Is, Keep, Near, Not, Or, Weighted, Within
-from kernels.tape import evaluate as interpret
+from engine.reference.tape import evaluate as interpret
 from tests.worlds import random_world
 
 DIM, LABELS = 16, 3
@@ -19,7 +19,7 @@ DIM, LABELS = 16, 3
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return random_world(tmp_path_factory.mktemp("flow") / "b", dim=DIM, layers=2, labels=LABELS, z_head=True,
-                        graphs=True)  # fmt: skip
+                        graphs=True)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ VALUES = st.one_of(
               st.sampled_from(["age", "yaw"]), NUMBERS, st.booleans()),
     st.builds(lambda name, a, b: attr(name).between(a, a + b), st.sampled_from(["age", "yaw"]), NUMBERS,
               st.sampled_from([0.1, 0.5])),
-)  # fmt: skip
+)
 TERMS = st.recursive(
     st.one_of(YES_NO, COLOURS, VALUES),
     lambda inner: st.one_of(

@@ -11,18 +11,21 @@ from PIL import Image
 
 from engine.errors import BackendError, CheckpointError, LaceError
 from exporter.checkpoints import load_generator, training_record
-from trainer import ada, classifier, cli
-from trainer.data import rendered
-from trainer.feature_discriminator import FeatureDiscriminator
-from trainer.gan import GanConfig, Training, resumed, train, usable
-from trainer.gan_losses import path_lengths, r1_penalty
-from trainer.gan_record import Fid
-from trainer.generator_file import export_generator
-from trainer.metrics import moments
-from trainer.score import data_features
+from lace_trainer import cli
+from lace_trainer.data import rendered
+from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.gan import ada
+from lace_trainer.gan.feature_discriminator import FeatureDiscriminator
+from lace_trainer.gan.generator_file import export_generator
+from lace_trainer.gan.losses import path_lengths, r1_penalty
+from lace_trainer.gan.record import Fid
+from lace_trainer.gan.score import data_features
+from lace_trainer.gan.training import GanConfig, Training, resumed, train, usable
+from lace_trainer.judges import classifier
+from lace_trainer.judges.metrics import moments
 
 SMALL = GanConfig(z_dim=8, w_dim=8, mapping_layers=2, channels={4: 8, 8: 8, 16: 8}, batch=8, r1_interval=2,
-                  precision="fp32")  # fmt: skip
+                  precision="fp32")
 FULL = replace(SMALL, path_length=2.0, ada=0.01, ada_flips=True, noise=True)
 
 
@@ -41,7 +44,7 @@ def run(faces, tmp_path_factory):
 def judge(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
-    classifier.save(classifier.Classifier(classifier.Shape((4, 8), (1,), size=16)), path)
+    classifier.save(classifier.Classifier(classifier.Shape((4, 8), (1,), size=16), ATTRIBUTES), path)
     return path
 
 
@@ -263,11 +266,11 @@ def album(tmp_path):
 
 
 def test_the_command_line_trains_on_a_folder_and_records_the_score(album, judge, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trainer.score.COUNT", 24)
+    monkeypatch.setattr("lace_trainer.gan.score.COUNT", 24)
     out = tmp_path / "run"
     arguments = ["gan", "--data", str(album), "--size", "16", "--channels", "8,8,8", "--batch", "4", "--pictures", "8",
                  "--out", str(out), "--fid-samples", "16", "--judge", str(judge), "--ada", "0.6", "--path-length", "2",
-                 "--threads", "1", "--json"]  # fmt: skip
+                 "--threads", "1", "--json"]
     assert cli.main(arguments) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["of"] == "best.pt"
@@ -280,7 +283,7 @@ def test_the_command_line_trains_on_a_folder_and_records_the_score(album, judge,
 
 def test_the_command_line_scores_a_checkpoint(run, album, judge, tmp_path, capsys):
     arguments = ["score", "--gan", str(run[0] / "checkpoint.pt"), "--judge", str(judge), "--samples", "20",
-                 "--threads", "1", "--json"]  # fmt: skip
+                 "--threads", "1", "--json"]
     assert cli.main([*arguments, "--cache", str(tmp_path), "--out", str(tmp_path / "g.safetensors")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert training_record(tmp_path / "g.safetensors")["training"]["score"]["recall"] == facts["recall"]

@@ -17,10 +17,10 @@ from engine.bench.contest import Bench, Peers
 from engine.bench.drawing import golden_ws
 from engine.bench.problem import Judge, Problem, ordinary
 from engine.bench.records import Log, read
+from engine.cuda.compile import BLOCKS, CompileError, nvrtc_version
 from engine.cuda.driver import Device
 from engine.cuda.evaluation import Kernels
 from engine.runtimes import open_runtime
-from kernels.compile import BLOCKS, CompileError, nvrtc_version
 from tests import host_kernels
 from tests.fake_cuda import FakeCuda
 from tests.fake_kernels import build, fake_cuda, open_fake

@@ -179,7 +179,7 @@ def test_the_stand_in_has_no_function_that_the_package_lacks(cuda):
     fake = fake_tensorrt.package(cuda, portable=True)
     pairs = {"ILogger": "ILogger", "OnnxParser": "OnnxParser", "Builder": "Builder", "Runtime": "Runtime",
              "Context": "IExecutionContext", "RuntimeConfig": "IRuntimeConfig", "RuntimeCache": "IRuntimeCache",
-             "Profile": "IOptimizationProfile"}  # fmt: skip
+             "Profile": "IOptimizationProfile"}
     for stand_in, true in pairs.items():
         for name in vars(getattr(fake, stand_in)):
             if not name.startswith("_") and name != "content":
@@ -235,7 +235,7 @@ def test_onnxruntime_decodes_on_our_stream_from_fixed_addresses(bundle, cuda, gp
         np.testing.assert_array_equal(images, expected)
     assert session.provider == CUDA
     assert session.options == {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC",
-                               "user_compute_stream": str(gpu.stream), "enable_cuda_graph": "1"}  # fmt: skip
+                               "user_compute_stream": str(gpu.stream), "enable_cuda_graph": "1"}
     assert session.config("session.disable_cpu_ep_fallback") == "1"
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.cuda.compile import BLOCKS, SOURCE_OF, TILES, WGMMA, build, has_wgmma
 from engine.errors import BackendError
+from engine.layout import DTYPES, PRECISIONS, to_operand
+from engine.reference import field
 from engine.requests import to_pixels
-from kernels import field
-from kernels.compile import BLOCKS, SOURCE_OF, TILES, WGMMA, build, has_wgmma
-from kernels.layout import DTYPES, PRECISIONS, to_operand
 from tests.host_kernels import KNOWN, HostSolve, struct
 from tests.test_cuda_solvers import compare_tapes
 from tests.test_tape import SEEDS, TREES
@@ -22,7 +22,7 @@ from engine.cuda.driver import Device, Launch
 
 pytestmark = pytest.mark.gpu
 TILE_CASES = [(tile, precision) for tile in TILES for precision in PRECISIONS
-              if precision != "fp32" or SOURCE_OF[tile] != "wide"]  # fmt: skip
+              if precision != "fp32" or SOURCE_OF[tile] != "wide"]
 
 
 class Gpu:
@@ -50,7 +50,7 @@ class Gpu:
         copies = {}
         addresses = [self.copy(a, copies) if isinstance(a, np.ndarray) else a for a in arguments]
         packed = [ctypes.c_void_p(a) if isinstance(b, np.ndarray) else ctypes.c_int(a)
-                  for a, b in zip(addresses, arguments, strict=True)]  # fmt: skip
+                  for a, b in zip(addresses, arguments, strict=True)]
         found = kernel or self.kernel(name, precision)
         self.device.launch(Launch(name, found, grid, BLOCKS.get(name, 256), packed))
         for array, block in copies.values():
@@ -111,7 +111,7 @@ def test_dense_layers(gpu, tile, precision, rows, n, k):
     grid = -(-(n + 64) // TILES[tile][1]), -(-3 * rows // TILES[tile][0])
     gpu.run(tile, grid, level, precision=precision)
     x, weight, bias, cotangent, back, activation = (arrays[name].astype(float) for name in ("x", "weight", "bias",
-                                                    "cotangent", "back", "activation"))  # fmt: skip
+                                                    "cotangent", "back", "activation"))
     hidden = field.leaky(x @ weight.T + bias)
     slopes = (cotangent @ back.T).reshape(rows, 3, 64) * field.slope(activation)[:, None]
     close(arrays["exact"], hidden, 1e-5)
@@ -157,14 +157,14 @@ def dense_level(random, precision, rows, n, k):
         "x": operand(rows, k), "weight": operand(n, k), "bias": real(n), "seeds": real(2, n), "out": operand(rows, n),
         "exact": real(rows, n), "seeded": operand(2 * rows, n), "cotangent": operand(3 * rows, k),
         "back": operand(64, k), "activation": operand(rows, 64), "slopes": real(3 * rows, 64),
-    }  # fmt: skip
+    }
     a = arrays
     problems = np.stack([
         struct("Dense", input=a["x"], weight=a["weight"], bias=a["bias"], output=a["out"], exact=a["exact"],
                seeds=a["seeds"], seeded=a["seeded"], columns=2, n=n, k=k, each=1, leaky=1),
         struct("Dense", input=a["cotangent"], weight=a["back"], exact=a["slopes"], activation=a["activation"], n=64,
                k=k, each=3),
-    ])  # fmt: skip
+    ])
     assert problems.dtype == DTYPES["Dense"]
     return struct("Level", problems=problems, count=2, rows=rows), arrays
 

@@ -14,17 +14,17 @@ from tests import host_kernels
 from tests.worlds import random_world
 
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
+from engine.cuda.compile import BLOCKS, build
 from engine.cuda.driver import NoDevice
 from engine.cuda.engine import Engine
 from engine.cuda.tensors import sample_tensors, solve_tensors
 from engine.runtimes import cuda
-from kernels.compile import BLOCKS, build
 from tests.fake_kernels import open_fake
 from tests.following import admitted, follow, tickets_of
 
 pytestmark = pytest.mark.gpu
 CONDITIONS = ("smile & ~glasses & age=0.7", "colour=c2 | smile", "yaw>0.5 & age<0.4", "colour=c1 & near(0.04)", "smile",
-              "keep(smile, weight=0.1) & glasses", "2*yaw=0.4 & ~colour=c3")  # fmt: skip
+              "keep(smile, weight=0.1) & glasses", "2*yaw=0.4 & ~colour=c3")
 SETTINGS = ({}, {"steps": 8}, {"solver": "bosh3"}, {"solver": "heun-euler", "clock": "paper"})
 # Of the gradient's median, relative; and of the energy: by the precision of the operands.
 GRADIENT = {"fp32": 1e-5, "tf32": 3e-3, "fp16": 3e-3}

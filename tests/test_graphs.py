@@ -11,12 +11,12 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from safetensors.numpy import save_file
 
 from engine.bundle import FIELD, GeneratorFacts
+from engine.reference import field as twin
 from exporter.contents import field_tensors, head_tensors, records
 from exporter.field_graphs import write_field_graphs
 from exporter.golden import field_answers, latents
 from exporter.parity import float32_twin
 from exporter.synthesis_graph import constant_nodes, export_synthesis, noisy_layers, prepare
-from kernels import field as twin
 from tests import tiny
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

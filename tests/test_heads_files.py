@@ -90,7 +90,7 @@ def test_logits_that_cannot_be_shared_out_ask_for_a_labels_file(write, tmp_path)
         load_heads(path)
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({"hat": ["none", "cap", "crown"], "other": "value", "fur": {
-        "kind": "value", "range": [-1, 1], "sigma": 0.2, "layers": [3, 4]}}))  # fmt: skip
+        "kind": "value", "range": [-1, 1], "sigma": 0.2, "layers": [3, 4]}}))
     hat, fur = load_heads(path, labels=labels).attributes
     assert hat.classes == ("none", "cap", "crown")
     assert (fur.kind, fur.range, fur.sigma, fur.layers, fur.columns) == ("value", (-1.0, 1.0), 0.2, (3, 4), (3, 4))

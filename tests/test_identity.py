@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from engine.errors import CheckpointError, LaceError
-from trainer import classifier, cli, identity
-from trainer.faces import ATTRIBUTES, IDENTITY
-from trainer.identity import IdentityConfig, auc, contrast, pairs, portraits
+from lace_trainer import cli
+from lace_trainer.faces import ATTRIBUTES, IDENTITY
+from lace_trainer.judges import classifier, identity
+from lace_trainer.judges.identity import IdentityConfig, auc, contrast, pairs, portraits
 
 TINY = classifier.Shape((4, 8), (1,), size=16)
 CONFIG = IdentityConfig(dim=8, steps=4, people=6, views=2, precision="fp32")
@@ -25,8 +26,8 @@ def trained(tmp_path_factory):
 
 def test_views_of_a_person_share_the_identity_and_nothing_else(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("trainer.faces.render", lambda factors, size: seen.append(factors) or np.zeros(
-        (len(factors), size, size, 3), np.uint8))  # fmt: skip
+    monkeypatch.setattr("lace_trainer.faces.render", lambda factors, size: seen.append(factors) or np.zeros(
+        (len(factors), size, size, 3), np.uint8))
     assert portraits(5, 3, 16, 1, tmp_path).shape == (5, 3, 16, 16, 3)
     people = seen[0].identity.reshape(5, 3, len(IDENTITY))
     assert (people == people[:, :1]).all()
@@ -71,7 +72,7 @@ def test_an_embedding_survives_its_file(trained, tmp_path):
 
 
 def test_another_file_is_not_taken_for_an_embedding(tmp_path):
-    classifier.save(classifier.Classifier(TINY), tmp_path / "classifier.safetensors")
+    classifier.save(classifier.Classifier(TINY, ATTRIBUTES), tmp_path / "classifier.safetensors")
     with pytest.raises(CheckpointError, match="expected a file of `lace-train identity`"):
         identity.load(tmp_path / "classifier.safetensors")
 
@@ -92,7 +93,7 @@ def test_the_command_line_trains_an_embedding(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(identity, "SHAPE", TINY)
     monkeypatch.setattr(identity.train, "__kwdefaults__", identity.train.__kwdefaults__ | {"shape": TINY})
     arguments = ["identity", "--people", "48", "--views", "4", "--held-out", "8", "--steps", "2", "--precision", "fp32",
-                 "--out", str(tmp_path / "identity.safetensors"), "--threads", "1", "--json"]  # fmt: skip
+                 "--out", str(tmp_path / "identity.safetensors"), "--threads", "1", "--json"]
     assert cli.main(arguments) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["auc"] == identity.load(tmp_path / "identity.safetensors").metadata["verification"]["auc"]

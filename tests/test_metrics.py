@@ -9,15 +9,23 @@ from scipy import linalg
 
 from engine.errors import LaceError
 from exporter.generators.stylegan2 import Mapping, Synthesis
-from trainer import classifier, metrics
-from trainer.metrics import Moments, features, frechet_distance, moments, precision_recall, reference_features
-from trainer.score import data_features, sampled_features, score
+from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.gan.score import data_features, sampled_features, score
+from lace_trainer.judges import classifier, metrics
+from lace_trainer.judges.metrics import (
+    Moments,
+    features,
+    frechet_distance,
+    moments,
+    precision_recall,
+    reference_features,
+)
 
 
 @pytest.fixture(scope="module")
 def judge():
     torch.manual_seed(0)
-    return classifier.Classifier(classifier.Shape((4, 8), (1,), size=16)).eval()
+    return classifier.Classifier(classifier.Shape((4, 8), (1,), size=16), ATTRIBUTES).eval()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def test_pictures_of_another_size_are_resized(judge):
 
 def test_the_reference_is_kept_for_each_judge(judge, tmp_path, monkeypatch):
     first = reference_features(judge, 6, cache=tmp_path)
-    other = classifier.Classifier(judge.shape).eval()
+    other = classifier.Classifier(judge.shape, ATTRIBUTES).eval()
     assert not np.array_equal(reference_features(other, 6, cache=tmp_path), first)
     monkeypatch.setattr(metrics, "features", lambda *_: pytest.fail("computed again"))
     assert np.array_equal(reference_features(judge, 6, cache=tmp_path), first)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from engine import BackendError, Request, Sampler
+from engine.native import build, library
+from engine.native.library import CpuField, CpuNetwork, packed, to_half
+from engine.reference import field as twin
 from engine.runtimes import MissingRuntime, open_runtime
 from engine.sampler import find_bundle
-from kernels import field as twin
-from kernels.cpu import build, library
-from kernels.cpu.library import CpuField, CpuNetwork, packed, to_half
 from tests.worlds import head_tensors, mapping_tensors, random_world
 
 KNOWN = library.instructions() or set()
@@ -59,7 +59,7 @@ class Question:
         self.label = rng.integers(LABELS, size=rows)
         every, even = None, np.arange(0, rows, 2)
         self.heads = {"deep": (every, np.float32([[-1, 1]])), "flat": (even, np.eye(5, dtype=np.float32)[[3, 0]]),
-                      "short": (every, np.eye(3, dtype=np.float32))}  # fmt: skip
+                      "short": (every, np.eye(3, dtype=np.float32))}
         self.near_row = np.arange(min(2, rows))
         self.near_anchor = rng.standard_normal((len(self.near_row), W_DIM)).astype(np.float32)
         # Where each slope of a head comes from, and then of near; backwards, because any order may be asked for.
@@ -163,7 +163,7 @@ def test_the_way_back_alone_and_heads_on_z(variant, tensors):
     cotangent = np.random.default_rng(3).standard_normal((4, W_DIM)).astype(np.float32)
     rows = np.array([8, 0, 8, 3])
     expected = twin.pullback(exact, question.z[rows].astype(float), question.psi[rows].astype(float),
-                             [h[rows] for h in hidden], cotangent[:, None].astype(float))[:, 0]  # fmt: skip
+                             [h[rows] for h in hidden], cotangent[:, None].astype(float))[:, 0]
     np.testing.assert_allclose(field.back(cotangent, rows), expected, atol=1e-5)
     same = field.forward(w, None, None, {"deep": heads["deep"]}, is_w=True, slopes=True)
     assert np.array_equal(same[1]["deep"][0], found["deep"][0])
@@ -233,7 +233,8 @@ def test_every_variant_is_built_and_the_fastest_is_taken():
 def test_without_a_library_the_reason_is_told_and_auto_goes_on(tmp_path, monkeypatch):
     bundle = random_world(tmp_path / "b", graphs=True)
     monkeypatch.setattr(library, "library_path", lambda name: tmp_path / name)
-    with pytest.raises(MissingRuntime, match=r"'native' is not there: .* was not built.*python -m kernels\.cpu\.build"):
+    message = r"'native' is not there: .* was not built.*python -m engine\.native\.build"
+    with pytest.raises(MissingRuntime, match=message):
         open_runtime(bundle, "native")
     assert open_runtime(bundle, "auto").name == "onnxruntime"
 

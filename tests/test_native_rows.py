@@ -12,14 +12,14 @@ from engine import Request, Sampler, Status
 from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.drive import Ticket
 from engine.flow import Flow
+from engine.native import library
+from engine.native.library import Call, CpuField
+from engine.native.rows import CpuRows
+from engine.reference.noise import normals
 from engine.runtimes.native import NativeSteps
 from engine.solvers import Langevin, RungeKutta
 from engine.solvers.gauss_newton import GaussNewton
 from engine.solvers.tableaus import TABLEAUS
-from kernels.cpu import library
-from kernels.cpu.library import Call, CpuField
-from kernels.cpu.rows import CpuRows
-from kernels.noise import normals
 from tests import test_native
 from tests.worlds import head_tensors, mapping_tensors, write_bundle
 
@@ -40,7 +40,7 @@ def world(tmp_path_factory):
     heads = [Head(name, "z" if name == "shape" else "w", sizes) for name, sizes in widths.items()]
     attributes = [Attribute(name, "class", name, (0, 2), ("no", "yes")) for name in ("smile", "glasses", "shape")]
     attributes += [Attribute("colour", "class", "face", (0, 5), tuple(f"c{i}" for i in range(5))),
-                   Attribute("age", "value", "face", (5, 6)), Attribute("yaw", "value", "face", (6, 7))]  # fmt: skip
+                   Attribute("age", "value", "face", (5, 6)), Attribute("yaw", "value", "face", (6, 7))]
     facts = GeneratorFacts("rows", "none", Z_DIM, W_DIM, 2, 4, labels=LABELS, truncation=0.7)
     return write_bundle(tmp_path_factory.mktemp("rows") / "b", tensors, heads, attributes, facts)
 
@@ -69,9 +69,9 @@ CONDITIONS = [
     "age=0.3 | ~colour=c2 & yaw>0.6", "colour=c1 & ~colour=c3", "~colour", "0.3<age<0.6", "2*smile & 0.5*age=0.2",
     "keep(smile, colour) & glasses", "near(0.04) & smile", "near(0.3)", "keep(*, weight=0.01) & near(0.04) & glasses",
     None,
-]  # fmt: skip
+]
 ON_Z = ["shape", "shape & smile", "shape & near(0.1) & age=0.5 & colour=c2", "~shape | smile & age=0.9",
-        "glasses & keep(shape, weight=0.1) & yaw<0.3"]  # fmt: skip
+        "glasses & keep(shape, weight=0.1) & yaw<0.3"]
 
 
 def asked(condition: str | None, seed: int) -> Request:
@@ -133,7 +133,7 @@ def has_half() -> bool:
 SETTINGS = [
     {}, {"max_evaluations": 3}, {"max_evaluations": 4}, {"max_evaluations": 8}, {"rtol": 0.03, "atol": 1e-3},
     {"guidance": 4.0}, {"logic": "lace"}, {"logic": "lace", "temperature": 2.0, "max_evaluations": 12},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -179,7 +179,7 @@ EXTREMES = [
     *[replace(asked(condition, 1), z=normals(1, 0, Z_DIM) * np.float32(scale))
       for scale in (1e10, 1e18, 1e37) for condition in ("shape", "keep(shape, weight=1) & smile", "near(0.1) & smile")],
     *[in_w(condition, 2, scale) for scale in (1e18, 1e37) for condition in ("smile", "near(0.1) & yaw>0.2")],
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_evaluations": 5}, {"steps": 1}, {"steps": 4}], ids=str)
@@ -239,7 +239,7 @@ def test_threads_may_solve_on_one_sampler(world):
 def test_a_field_serves_other_batches_and_other_solvers(world):
     sampler = opened(world)
     for solver, requests in ((GaussNewton(), MIXED), (GaussNewton(), MIXED[:2]), (GaussNewton(steps=3), MIXED),
-                             (GaussNewton(rtol=0.5), MIXED[::-1]), (GaussNewton(), MIXED)):  # fmt: skip
+                             (GaussNewton(rtol=0.5), MIXED[::-1]), (GaussNewton(), MIXED)):
         sampler.stepper = sampler.runtime.solver(solver, 16)
         assert_same_bits(sampler.solve(requests), opened(world, solver=solver).solve(requests))
     assert [len(flows) for flows in sampler.flows.values()] == [1, 1]

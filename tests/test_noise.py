@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernels.noise import normals, normals_many, philox
+from engine.reference.noise import normals, normals_many, philox
 
 
 @pytest.mark.parametrize(

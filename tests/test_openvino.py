@@ -9,11 +9,11 @@ import pytest
 from engine import BackendError, Request, Sampler
 from engine.bundle import Bundle
 from engine.cli import verify
+from engine.native.library import NotBuilt
 from engine.runtimes import open_runtime
 from engine.sampler import find_bundle
 from engine.verify import check_bundle
 from exporter.export import export
-from kernels.cpu.library import NotBuilt
 from tests import tiny
 
 pytest.importorskip("openvino")
@@ -63,7 +63,8 @@ def test_without_our_kernels_onnx_runtime_solves(demo, monkeypatch):
     def missing():
         raise NotBuilt("no compiler")
 
-    monkeypatch.setattr("kernels.cpu.library.chosen", missing)
+    monkeypatch.setattr("engine.native.library.chosen", missing)
+    monkeypatch.setattr("engine.runtimes.openvino.has_bf16", lambda core: True)
     assert open_runtime(demo, "openvino").solving.name == "onnxruntime"
     with pytest.raises(BackendError, match="no compiler"):
         open_runtime(demo, "openvino", precision="bf16-jacobian")
@@ -79,7 +80,7 @@ def test_bf16_keeps_to_its_floors(demo, bf16):
 
 def test_bf16_ends_at_the_same_energies(demo, bf16):
     energies = [np.mean([sample.energy for sample in sampler.solve(CONDITION, range(16))])
-                for sampler in (bf16, Sampler(demo, runtime="onnxruntime", threads=1))]  # fmt: skip
+                for sampler in (bf16, Sampler(demo, runtime="onnxruntime", threads=1))]
     assert energies[0] == pytest.approx(energies[1], rel=0.2)
 
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from engine.errors import LaceError
-from trainer import data
-from trainer.data import folder, rendered, save_array, save_atomically, source
-from trainer.faces import ATTRIBUTES, render, sample_factors
+from lace_trainer import data
+from lace_trainer.data import folder, rendered, save_array, save_atomically, source
+from lace_trainer.faces import ATTRIBUTES, render, sample_factors
 
 
 def test_equal_factors_give_equal_pictures():

@@ -8,10 +8,10 @@ import pytest
 
 from engine import BackendError, ConditionError, LaceError, Request, Sampler, SolveError, Status, attr, keep, near
 from engine.bundle import Attribute, GeneratorFacts, Head
+from engine.reference.noise import normals
 from engine.runtimes import RUNTIMES
 from engine.runtimes.onnxruntime import OnnxRuntime
 from exporter.export import export
-from kernels.noise import normals
 from tests import tiny
 from tests.worlds import head_tensors, mapping_tensors, random_world, write_bundle
 
@@ -337,7 +337,7 @@ def test_repr_names_everything_that_can_change_a_bit(world):
     expected = ("runtime=numpy", np.__version__, "device=cpu", "precision=fp64", "capacity=5", "solver=gauss-newton",
                 "rtol=0.0001", "atol=0.002", "max_evaluations=32", "steps=None", "clock=flow", "logic=lace",
                 "temperature=2.0", "guidance=1.0", "truncation=0.6", world.hash[:12],
-                repr(world.path.name))  # fmt: skip
+                repr(world.path.name))
     assert [part for part in expected if part not in text] == []
 
 

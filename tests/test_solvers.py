@@ -13,10 +13,10 @@ from engine.batch import Batch
 from engine.clock import CLOCKS
 from engine.drive import begin
 from engine.flow import Flow
+from engine.reference.noise import normals
 from engine.solvers import SOLVERS, TABLEAUS, gauss_newton, make_solver
 from engine.solvers.control import remaining_budget_step
 from engine.solvers.tableaus import Tableau, trees
-from kernels.noise import normals
 from tests.worlds import linear_world, random_world
 
 LENGTH = CLOCKS["flow"][0]
@@ -61,7 +61,7 @@ def test_adaptive_solvers_reach_the_closed_form(linear, name, clock):
         pytest.skip("gauss-newton has one clock; that it refuses the other is tested below")
     tolerance = 1e-5 if name == "heun-euler" else 1e-7  # of first order: ten thousand steps for 1e-7
     for sample in solve(linear, "a=0.9 & b=0.1", range(3), solver=name, rtol=tolerance, atol=tolerance, clock=clock,
-                        max_evaluations=100_000):  # fmt: skip
+                        max_evaluations=100_000):
         exact = closed_form(linear, normals(sample.seed, 0, 8).astype(float), np.array([0.9, 0.1]))
         assert sample.status == Status.DONE
         # Global error: the local tolerance times the number of steps.
@@ -122,7 +122,7 @@ def test_the_end_agrees_with_torchdiffeq_at_tight_tolerance(world, name):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_the_length_of_z_is_conserved(world, name):
     for sample in solve(world, f"0.1*({CONDITION})", range(4), solver=name, rtol=1e-4, atol=1e-4,
-                        max_evaluations=1000):  # fmt: skip
+                        max_evaluations=1000):
         before = np.linalg.norm(normals(sample.seed, 0, DIM))
         assert np.linalg.norm(sample.z) == pytest.approx(before, rel=2e-3)
 

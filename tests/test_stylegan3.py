@@ -108,7 +108,7 @@ def fused_layer(layer, x, w):
         slow_filtered_lrelu(
             p, spec.up_filter, spec.down_filter, spec.up, spec.down, spec.padding, spec.conv_clamp)
         for p in y
-    ])  # fmt: skip
+    ])
 
 
 @pytest.mark.parametrize("lowering", ["convt", "poly"])
@@ -270,7 +270,7 @@ def test_the_exported_graph_runs_at_two_batch_sizes(config, lowering, tmp_path):
     torch.onnx.export(
         net, (styles(net, 2),), path, dynamo=True, external_data=False, verbose=False, opset_version=18,
         input_names=["ws"], output_names=["image"], dynamic_shapes=({0: torch.export.Dim("rows")},),
-    )  # fmt: skip
+    )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -305,7 +305,7 @@ def described(module):
             "up_factor": s.up, "down_factor": s.down, "padding": list(s.padding), "conv_clamp": 256,
             "in_size": np.array([s.in_size] * 2), "out_size": np.array([s.out_size] * 2), "is_torgb": s.is_torgb,
             "use_fp16": np.bool_(s.use_fp16), "out_sampling_rate": np.float64(rate),
-        }  # fmt: skip
+        }
     if isinstance(module, stylegan3.FourierInput):
         return dataclasses.asdict(module.spec) | {"size": np.array([module.spec.size] * 2)}
     return {"bias_gain": getattr(module, "lr_multiplier", 1.0)}

@@ -13,17 +13,18 @@ from engine.grammar import parse
 from engine.requests import Request
 from engine.sampler import Sampler
 from engine.solvers import GaussNewton, Langevin
+from lace_evaluation import OURS, SUITES, conditional, editing, logic, plots, runner, solvers, study, zero_shot
+from lace_evaluation import cli as cli_eval
+from lace_evaluation.exceptions import shortfalls
+from lace_evaluation.goals import ahead, goals
+from lace_evaluation.methods import METHODS, solved_by
+from lace_evaluation.store import Cell, Store
+from lace_evaluation.study import as_labels, at_end, check_world, stacked
+from lace_evaluation.targets import MARGIN, Targets, draw, fixed, holds, scores, sets
+from lace_trainer.faces import sample_factors
+from lace_trainer.judges import identity
 from tests.evaluation import Embedding, made_once, make_study, straight_world
 from tests.worlds import random_world
-from trainer import cli_eval, identity
-from trainer.evaluation import OURS, SUITES, conditional, editing, logic, plots, runner, solvers, study, zero_shot
-from trainer.evaluation.exceptions import shortfalls
-from trainer.evaluation.goals import ahead, goals
-from trainer.evaluation.methods import METHODS, solved_by
-from trainer.evaluation.store import Cell, Store
-from trainer.evaluation.study import as_labels, at_end, check_world, stacked
-from trainer.evaluation.targets import MARGIN, Targets, draw, fixed, holds, scores, sets
-from trainer.faces import sample_factors
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(solvers, "HARD", 1e-2)
     some = {solvers.DEFAULT: solvers.Entry("gauss-newton", None), "langevin": solvers.Entry("l", Langevin(steps=2)),
             "gn": solvers.Entry("gauss-newton", GaussNewton(steps=2)),
-            solvers.PAPER: solvers.Entry("dopri5 (paper)", solvers.SharedDopri5(0.1, 0.1), shared=True)}  # fmt: skip
+            solvers.PAPER: solvers.Entry("dopri5 (paper)", solvers.SharedDopri5(0.1, 0.1), shared=True)}
     monkeypatch.setattr(solvers, "entries", lambda: some)
     asked = solvers.problems
     monkeypatch.setattr(solvers, "problems", lambda study: dict([*asked(study).items()][:1]))
@@ -233,7 +234,7 @@ def test_goals_name_what_falls_short():
 def table(**changes: dict) -> dict:
     """Facts of a table of training targets in which ours is ahead of every baseline, but for ``changes``."""
     facts = {"acc": 0.9, "fid": 0.2, "evaluations": 100, "energy": 1.0, "moved": 1.0, "widest": 0.1, "far": 0.01,
-             "ahead": {"mean": 0.05, "low": 0.04, "high": 0.06}}  # fmt: skip
+             "ahead": {"mean": 0.05, "low": 0.04, "high": 0.06}}
     ours = {**facts, "acc": 0.95, "fid": 0.1, "evaluations": 20}
     methods = {**dict.fromkeys((conditional.RENDERS, *METHODS), facts), OURS: ours, conditional.CONVERGED: ours}
     return {name: {**made, **changes.get(name, {})} for name, made in methods.items()}
@@ -266,7 +267,7 @@ def test_every_lead_of_a_baseline_is_told_with_its_reason():
     ({}, "everywhere", True),
     ({"sde": {"acc": 0.96, "ahead": {"mean": -0.01, "low": -0.02, "high": -0.005}}},
      "1 of 14 comparisons fall short, 1 by more than chance, each with its reason below", True),
-])  # fmt: skip
+])
 def test_a_lead_of_a_baseline_needs_a_reason(change, found, met):
     facts = {"sets": {"two": {"training": table(**change)}}, "renders": {"share": 0.6, "far": 0.05}}
     goal = ahead(facts)
@@ -282,7 +283,7 @@ def test_a_lead_of_a_baseline_needs_a_reason(change, found, met):
     (["--suite", "logic", "--out", "x", "--condition", "smile"], "suite goal only"),
     (["--suite", "logic", "--out", "x", "--identity", "nowhere"], "cannot read the identity nowhere"),
     (["--compare", "a", "b"], "leave BUNDLE and --suite out"),
-])  # fmt: skip
+])
 def test_bad_usage_is_told(made, options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(made, *options) == BAD_INPUT

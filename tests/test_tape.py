@@ -14,9 +14,9 @@ from scipy import special
 from engine.condition import And, Condition, Is, Keep, Not, Or, Weighted, Within, attr, keep, near
 from engine.errors import ConditionError
 from engine.grammar import parse
+from engine.reference.tape import evaluate, log_ndtr
+from engine.reference.terms import terms
 from engine.tape import MAX_COLUMNS, MAX_DEPTH, MAX_LEAVES, Column, lower, satisfied
-from kernels.tape import evaluate, log_ndtr
-from kernels.terms import terms
 
 
 def class_of(name, *classes):

@@ -160,7 +160,7 @@ def test_a_plan_is_built_once_and_found_by_all_that_it_depends_on(bundle):
     first = plan()
     assert obtain(bundle, first) == obtain(bundle, first) == b"build 0 of synthesis.onnx"
     others = [plan(version="1.8"), plan(target="sm121"), plan(precision="tf32"), plan(rows=(8, 8, 8)),
-              plan(graph="1" * 64), plan(library="tensorrt")]  # fmt: skip
+              plan(graph="1" * 64), plan(library="tensorrt")]
     assert [find(bundle, other) for other in others] == [None] * len(others)
     assert len({obtain(bundle, other) for other in [first, *others]}) == 1 + len(others)
     assert not list((bundle.path / FOLDER).glob(".*"))  # nothing half-written stays

@@ -13,18 +13,20 @@ from engine.bundle import Attribute as BundleAttribute
 from engine.errors import CheckpointError, LaceError
 from exporter.checkpoints import load_generator
 from exporter.heads import FFHQ, load_heads
-from trainer import classifier, cli, heads
-from trainer.data import rendered
-from trainer.faces import ATTRIBUTES
-from trainer.faces.factors import Attribute
-from trainer.gan import GanConfig, train
-from trainer.generator_file import export_generator
-from trainer.lace_data import lace_pairs, read_array
-from trainer.pairs import SURE, Labellers, Pairs, sampled_pairs
-from trainer.steered import joined, random_conditions, steered_pairs
+from lace_trainer import cli
+from lace_trainer.attributes import Attribute
+from lace_trainer.data import rendered
+from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.gan.generator_file import export_generator
+from lace_trainer.gan.training import GanConfig, train
+from lace_trainer.heads import training as heads
+from lace_trainer.heads.lace_data import lace_pairs, read_array
+from lace_trainer.heads.pairs import SURE, Labellers, Pairs, sampled_pairs
+from lace_trainer.heads.steered import joined, random_conditions, steered_pairs
+from lace_trainer.judges import classifier
 
 SMALL = GanConfig(z_dim=8, w_dim=8, mapping_layers=2, channels={4: 8, 8: 8, 16: 8}, batch=8, r1_interval=2,
-                  precision="fp32")  # fmt: skip
+                  precision="fp32")
 TINY_SHAPE = classifier.Shape((4, 8), (1,), size=16)
 
 
@@ -36,7 +38,7 @@ def faces(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny_classifier(faces):
     config = classifier.ClassifierConfig(epochs=1, batch=32, precision="fp32")
-    return classifier.train(TINY_SHAPE, faces, config, validation=faces)
+    return classifier.train(TINY_SHAPE, ATTRIBUTES, faces, config, validation=faces)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def linear_pairs(n: int = 1500, w_dim: int = 8) -> Pairs:
     labels = np.stack([w[:, 0] > 0, value, w[:, 2:5].argmax(axis=1)], axis=1).astype(np.float32)
     labels[::7, 0] = np.nan
     attributes = (Attribute("smile", "class", ("no", "yes")), Attribute("age", "value"),
-                  Attribute("hair", "class", ("a", "b", "c")))  # fmt: skip
+                  Attribute("hair", "class", ("a", "b", "c")))
     return Pairs(w, labels, attributes, test=100, validation=100, source={"kind": "made up"})
 
 
@@ -319,7 +321,7 @@ def test_a_label_file_with_anything_but_numbers_is_refused(value, tmp_path, caps
 def test_the_command_line_trains_heads(ffhq, capsys):
     directory, _ = ffhq
     arguments = ["heads", "--lace-data", str(directory), "--dataset", "ffhq", "--out", str(directory / "heads"),
-                 "--attributes", "smile", "age", "--epochs", "1", "--threads", "1", "--json"]  # fmt: skip
+                 "--attributes", "smile", "age", "--epochs", "1", "--threads", "1", "--json"]
     assert cli.main(arguments) == 0
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["accuracy"]) == {"smile", "age"}
@@ -329,7 +331,7 @@ def test_the_command_line_trains_heads(ffhq, capsys):
 def test_the_command_line_trains_a_generator(tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["gan", "--data", "render:32", "--size", "16", "--channels", "8,8,8", "--batch", "8", "--pictures",
-                     "8", "--out", str(out), "--fid-samples", "0", "--threads", "1", "--json"]) == 0  # fmt: skip
+                     "8", "--out", str(out), "--fid-samples", "0", "--threads", "1", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["pictures"] == 8
     assert load_generator(facts["generator"]).facts.resolution == 16

@@ -64,7 +64,7 @@ def test_names_resolve_in_one_fixed_table():
         "torch.storage._load_from_bytes", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
         "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
         "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -72,7 +72,7 @@ def test_plain_values_survive(protocol):
     value = {"a": [1, -2, 2**70, 1.5, True, None, "é", b"\xff\0"],
              "t": (1, (2, ()), (3, 4), (5, 6, 7), (1, 2, 3, 4)),
              "s": {1, 2}, "o": OrderedDict(x=1, y=[OrderedDict()]), "e": b"", 3: "number",
-             "big": "x" * 70_000}  # fmt: skip
+             "big": "x" * 70_000}
     assert loads(pickle.dumps(value, protocol)) == value
 
 
@@ -85,7 +85,7 @@ def test_numpy_values_survive(protocol):
         "b": np.array([True, False]),
         "zero": np.array(2.5, np.float16), "empty": np.zeros((0, 3)), "i": np.int64(7), "g": np.float64(1.25),
         "y": np.bool_(True),
-    }  # fmt: skip
+    }
     found = loads(pickle.dumps({"x": values, "again": [values["c"], values["c"]]}, protocol))
     for name, value in values.items():
         assert np.array_equal(found["x"][name], value), name
@@ -103,7 +103,7 @@ def tensors():
         "empty": torch.zeros(0, 3), "view": base.view(-1)[5:9], "double": base.double(),
         "parameter": torch.nn.Parameter(base + 1),
         "channels_last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", 2, 3, 4, 5])
@@ -155,7 +155,7 @@ def test_damage_anywhere_is_one_kind_of_error():
     small = build.generator(widths={4: 2, 8: 2})
     files = [build.nvidia_pickle(small), build.nvidia_zip(small),
              build.rosinality_file(small, legacy=True, training=True),
-             build.tensorflow_pickle(small, protocol=2)]  # fmt: skip
+             build.tensorflow_pickle(small, protocol=2)]
     for data in files:
         for _ in range(60):
             damaged = bytearray(data)

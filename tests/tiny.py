@@ -11,7 +11,7 @@ from exporter.heads import HeadAttribute, HeadStack
 
 
 def parts(*, dim: int = 16, resolution: int = 8, labels: int = 0, layers: int = 3, noise: float = 0.2, width: int = 8,
-          architecture: str = "skip", seed: int = 0) -> Parts:  # fmt: skip
+          architecture: str = "skip", seed: int = 0) -> Parts:
     """A StyleGAN2 with random weights, biases and, except in its first layer, noise."""
     torch.manual_seed(seed)
     mapping = Mapping(dim, dim, c_dim=labels, num_layers=layers).eval().requires_grad_(False)
@@ -28,7 +28,7 @@ def parts(*, dim: int = 16, resolution: int = 8, labels: int = 0, layers: int = 
 
 
 def stack(name: str, kinds: dict[str, int], *, dim: int = 16, hidden: tuple[int, ...] = (12, 10), space: str = "w",
-          seed: int = 0) -> HeadStack:  # fmt: skip
+          seed: int = 0) -> HeadStack:
     """A random stack; ``kinds`` says the number of logits of each attribute, 1 for a value."""
     rng = np.random.default_rng(seed + len(name))
     sizes = [dim, *hidden, sum(kinds.values())]
@@ -36,7 +36,7 @@ def stack(name: str, kinds: dict[str, int], *, dim: int = 16, hidden: tuple[int,
         (rng.standard_normal((n_out, n_in)).astype(np.float32) * np.sqrt(2 / n_in).astype(np.float32),
          rng.standard_normal(n_out).astype(np.float32) * np.float32(0.3))
         for n_in, n_out in itertools.pairwise(sizes)
-    )  # fmt: skip
+    )
     attributes, first = [], 0
     for attribute, logits in kinds.items():
         classes = tuple(f"c{i}" for i in range(logits)) if logits > 1 else ()

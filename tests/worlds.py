@@ -42,7 +42,7 @@ def head_widths(dim: int, logits: int, up_dim: int | None = None) -> tuple[int, 
 
 
 def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[Attribute], facts: GeneratorFacts,
-                 graphs: bool = False) -> Bundle:  # fmt: skip
+                 graphs: bool = False) -> Bundle:
     """A bundle without synthesis; with ``graphs`` its field can run on onnxruntime."""
     tensors = {name: np.ascontiguousarray(t, np.float32) for name, t in tensors.items()}
     manifest = Manifest(facts, tuple(heads), tuple(attributes), graphs={})
@@ -56,7 +56,7 @@ def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[
 
 
 def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, labels: int = 0, z_head: bool = False,
-                 up_dim: int | None = None, graphs: bool = False, guidance: float = 1.0) -> Bundle:  # fmt: skip
+                 up_dim: int | None = None, graphs: bool = False, guidance: float = 1.0) -> Bundle:
     """smile, glasses (yes/no), colour (5 classes), age, yaw (values), with random heads on w."""
     rng = np.random.default_rng(seed)
     tensors = mapping_tensors(rng, dim, dim, layers, labels)

@@ -25,16 +25,16 @@ SIZES, SIZES_QUICK = (256, 1024), (256,)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description="Measure this engine and its peers on a GPU.",
-                                     epilog=EXIT_CODES, allow_abbrev=False)  # fmt: skip
+                                     epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE",
-                        help="JSON lines; what is measured there already is skipped")  # fmt: skip
+                        help="JSON lines; what is measured there already is skipped")
     parser.add_argument("--suite", nargs="+", choices=[*SUITES, "all"], default=["all"], metavar="NAME",
-                        help=f"{', '.join(SUITES)}, all (all)")  # fmt: skip
+                        help=f"{', '.join(SUITES)}, all (all)")
     parser.add_argument("--rows", nargs="+", type=positive, metavar="N", help="instead of the suites' own numbers")
     parser.add_argument("--quick", action="store_true", help="two rounds, and pictures of 256 pixels only")
     parser.add_argument("--only", default="", metavar="NAME", help="contestants whose name contains this")
     parser.add_argument("--cache", type=Path, default=cache(), metavar="DIR",
-                        help="for what is safe to delete, such as converged solves (%(default)s)")  # fmt: skip
+                        help="for what is safe to delete, such as converged solves (%(default)s)")
     return parser
 
 
@@ -45,7 +45,7 @@ def open_bench(options: argparse.Namespace, facts: dict) -> Bench:
     common = {
         "commit": commit(), "gpu": facts["gpu"], "threads": 1, "quick": options.quick,
         "machine": {**records.machine(), **facts}, "versions": {**records.versions(), **machine.versions()},
-    }  # fmt: skip
+    }
     judge = Judge(options.cache / "converged", JUDGED_QUICK if options.quick else JUDGED)
     return Bench(world(folder), pictured, Log(options.out, common), judge, Peers(), 1, options.quick, say, options.only)
 

@@ -18,14 +18,14 @@ import numpy as np
 from benchmarks.gpu import machine, probes
 from benchmarks.gpu.probes import Fact, Probes
 from engine.cli.console import CHECK_FAILED, EXIT_CODES, MISSING_PACKAGE, OK, complain, guarded, parse
+from engine.cuda.compile import BY_PRECISION, KERNELS, WGMMA, CompileError, build, has_wgmma
 from engine.cuda.driver import Device, NoDevice
 from engine.errors import LaceError
+from engine.layout import PRECISIONS
 from engine.runtimes import open_runtime
 from engine.runtimes.cuda import CudaRuntime
 from engine.sampler import DEMO, Sampler, find_bundle
 from engine.solvers import make_solver
-from kernels.compile import BY_PRECISION, KERNELS, WGMMA, CompileError, build, has_wgmma
-from kernels.layout import PRECISIONS
 
 # --- the parts of the list ----------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ def run(device: Device, out: Path | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu.checklist", description="What to run first on a new GPU.",
-                                     epilog=EXIT_CODES, allow_abbrev=False)  # fmt: skip
+                                     epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for what was found")
     options = parse(parser, arguments)
     try:

@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.gpu import machine
 from engine.bench.contest import Bench
+from engine.cuda.compile import BLOCKS, SOURCE_OF, TILES, build
 from engine.cuda.driver import Device
 from engine.cuda.evaluation import REAL, Kernels
 from engine.cuda.memory import Region
 from engine.cuda.tables import put
-from kernels import field
-from kernels.compile import BLOCKS, SOURCE_OF, TILES, build
-from kernels.layout import DTYPES, PRECISIONS, to_operand
+from engine.layout import DTYPES, PRECISIONS, to_operand
+from engine.reference import field
 
 SIDE = 512
 ROWS = (16, 64, 256, 512, 1024, 4096)
@@ -55,14 +55,14 @@ class Layer:
             "x": (shape, dtype), "y": (shape, dtype), "z": (shape, dtype), "weight": ((SIDE, SIDE), dtype),
             "bias": ((SIDE,), REAL), "exact": (shape, REAL), "problems": ((2,), DTYPES["Dense"]),
             "levels": ((2,), DTYPES["Level"]),
-        }, mirrored=True)  # fmt: skip
+        }, mirrored=True)
         host = region.host
         host["x"][:] = to_operand(random.normal(size=shape), precision)
         host["weight"][:] = to_operand(random.normal(size=(SIDE, SIDE)) / np.sqrt(SIDE), precision)
         host["bias"][:] = random.normal(size=SIDE)
         for i, (source, target) in enumerate((("x", "y"), ("y", "z"))):
             put(host["problems"][i], input=region[source], weight=region["weight"], bias=region["bias"],
-                output=region[target], n=SIDE, k=SIDE, each=1, leaky=1)  # fmt: skip
+                output=region[target], n=SIDE, k=SIDE, each=1, leaky=1)
             put(host["levels"][i], problems=region["problems"] + i * DTYPES["Dense"].itemsize, count=1, rows=rows)
         put(host["problems"][0], exact=region["exact"])
         region.upload()
@@ -102,7 +102,7 @@ def measured(layer: Layer, name: str) -> dict[str, Any]:
         "repeats": len(times), "check": "passed" if error < TOLERANCE else f"off by {error:.1e} of the largest",
         "details": {"launches": 1, "gigabytes_per_second": moved / median / 1e6,
                     "teraflops": 2e-9 * SIDE * SIDE * layer.rows / median, **machine.clock()},
-    }  # fmt: skip
+    }
 
 
 def timed(device: Device, work: Any, repeats: int = 12, warm: int = 2) -> Iterator[float]:

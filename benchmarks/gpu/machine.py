@@ -4,12 +4,12 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
+from engine.cuda.compile import nvrtc_version
 from engine.cuda.driver import VERSION, Device
 from engine.origin import installed
-from kernels.compile import nvrtc_version
 
 PACKAGES = ("cuda-core", "torch", "jax", "diffrax", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
-            "cupy-cuda13x")  # fmt: skip
+            "cupy-cuda13x")
 # Sustained rates of one H100 SXM, from its data sheet and published measurements, not from this engine. Bytes from L2,
 # where the weights of a field stay, and operations by the precision of the operands.
 L2_BYTES = {(9, 0): 5.5e12}

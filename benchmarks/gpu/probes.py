@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.compile import OPTIONS, compiled
 from engine.cuda.driver import Device, Launch, packed
-from kernels.compile import OPTIONS, compiled
 
 PROBES = Path(__file__).with_name("probes.cu")
 ROUNDS, REPEATS, LARGE = 1000, 7, 220 * 1024
@@ -179,11 +179,11 @@ def barriers(device: Device, probes: Probes) -> Iterator[Fact]:
     count, rounds = device.attribute("MULTIPROCESSOR_COUNT"), ctypes.c_int(ROUNDS)
     whole = configured(device, count, 128, cooperative=True)
     cases = [("grid_barrier", whole, (probes.counter, rounds), "0.8 to 1"),
-             ("grid_sync", whole, (probes.counter, rounds), "1.1 to 1.5")]  # fmt: skip
+             ("grid_sync", whole, (probes.counter, rounds), "1.1 to 1.5")]
     for size in CLUSTERS if has_clusters(device) else ():
         config = configured(device, size, 128, cluster=size)
         cases += [("cluster_barrier", config, (rounds,), "0.15 to 0.25"),
-                  ("cluster_gather", config, (rounds, probes.sink), "below 1")]  # fmt: skip
+                  ("cluster_gather", config, (rounds, probes.sink), "below 1")]
         for name in ("cluster_barrier", "cluster_gather"):
             nonportable = device.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
             device.call("cuFuncSetAttribute", probes.find(name), nonportable, 1)
@@ -200,7 +200,7 @@ def streams(device: Device, probes: Probes) -> Iterator[Fact]:
         device.fill(block.address, nbytes)
         for blocks in (16, count, 4 * count):
             arguments = (ctypes.c_void_p(block.address), ctypes.c_int(nbytes // 16), ctypes.c_int(passes),
-                         ctypes.c_void_p(probes.count.address))  # fmt: skip
+                         ctypes.c_void_p(probes.count.address))
             took = probes.microseconds(partial(probes.launch, "stream", blocks, 512, *arguments))
             rate = nbytes * passes / took / 1e6
             yield f"TB/s from L2, {nbytes / 1e6:.1f} MB, {blocks} blocks", round(rate, 3), "5.5 with all"

@@ -51,7 +51,7 @@ def runtime_for(bundle: Bundle, precision: str | None = None, name: str = "cuda"
 
 def sampler_for(problem: Problem, precision: str, **settings) -> Sampler:
     return Sampler(problem.bundle, runtime="cuda", device="cuda", precision=precision, capacity=min(problem.rows, 256),
-                   guidance=GUIDANCE, **settings)  # fmt: skip
+                   guidance=GUIDANCE, **settings)
 
 
 # --- one evaluation -----------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def evaluated(problem: Problem, precision: str) -> dict[str, Any]:
         "repeats": len(times), "check": "passed",
         "details": {"launches": len(launches), "gigabytes_per_second": work["bytes"] * size / median / 1e6,
                     "floor_ms": least, "times_floor": least and median / least, **clock},
-    }  # fmt: skip
+    }
 
 
 def admitted(engine: Engine, problem: Problem, **settings) -> Plan:
@@ -95,7 +95,7 @@ def admitted(engine: Engine, problem: Problem, **settings) -> Plan:
     starts = [sampler.start(request, request.expression, None) for request in problem.requests]
     zero, tapes = np.zeros(len(starts)), [start.tape for start in starts]
     tickets = Tickets(problem.z0, np.array([s.psi for s in starts]), np.array([s.label for s in starts]), zero,
-                      problem.z0, problem.z0, tapes)  # fmt: skip
+                      problem.z0, problem.z0, tapes)
     reading, places = engine.read(tickets, linear=True)
     plan = engine.plan(engine.shape(tickets, reading, problem.rows, False), make_solver("gauss-newton", **settings))
     plan.admit(tickets, reading, places)

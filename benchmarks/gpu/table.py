@@ -8,7 +8,7 @@ from engine.bench.report import groups, latest, markdown
 from engine.cli.console import OK, guarded
 
 HEAD = ("contestant", "attributes", "rows", "ms", "launches", "rounds", "GB/s", "TFLOP/s", "times the floor", "SM MHz",
-        "check")  # fmt: skip
+        "check")
 
 
 def tables(path: Path) -> str:

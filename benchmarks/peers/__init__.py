@@ -45,7 +45,7 @@ COMPILED_SIZES, END_TO_END_SIZES = (256, 1024), (1024,)  # compiling takes a min
 def open_peers(threads: int) -> Peers:
     """All peers, with ``threads`` threads each. (jax takes as many as the process has processors.)"""
     return Peers(partial(solvers, threads), partial(fields, threads), partial(picture_decoders, threads),
-                 partial(pictures, threads))  # fmt: skip
+                 partial(pictures, threads))
 
 
 def load(file: str, threads: int) -> Any:

@@ -13,8 +13,8 @@ from torchdiffeq import odeint_adjoint
 from benchmarks.peers.torch_field import average, gradient, tensors, term
 from engine.bench.problem import Problem
 from engine.clock import T_END, T_START, beta
+from engine.reference import field as twin
 from exporter.generators.stylegan2 import SQRT2, Mapping
-from kernels import field as twin
 
 TOLERANCE = 1e-3
 

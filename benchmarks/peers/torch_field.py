@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from engine.bench.contest import Unavailable
 from engine.bench.problem import Problem
-from kernels import field as twin
+from engine.reference import field as twin
 
 Layers = list[tuple[Tensor, Tensor]]
 

@@ -9,7 +9,7 @@ from numpy import ndarray as Array
 from engine.bench.problem import Problem
 from engine.bench.timing import timed
 from engine.clock import CLOCKS
-from kernels import field as twin
+from engine.reference import field as twin
 
 TOLERANCE = 1e-3
 MOST_STEPS = 100_000
@@ -79,7 +79,7 @@ def compiled_solver(problem: Problem, method: str, *, per_row: bool):
 
     def one(z0):
         found = diffrax.diffeqsolve(field, kind(), 0.0, CLOCKS["flow"][0], None, z0, stepsize_controller=control,
-                                    max_steps=MOST_STEPS)  # fmt: skip
+                                    max_steps=MOST_STEPS)
         return found.ys[0], found.stats["num_steps"]
 
     compiled = jax.jit(jax.vmap(one) if per_row else one).lower(jnp.asarray(problem.z0)).compile()

@@ -66,7 +66,7 @@ class Bench:
     def contest(self, setting: Mapping, openers: Openers, examine: Examine, *, rounds: int | None = None) -> None:
         """Race the contestants that are not measured yet, and write all their lines at once."""
         wanted = {name: opener for name, opener in openers.items()
-                  if self.only in name and not self.log.has({**setting, "contestant": name})}  # fmt: skip
+                  if self.only in name and not self.log.has({**setting, "contestant": name})}
         if not wanted:
             return
         self.say(f"{told(setting)}: {', '.join(wanted)}")

@@ -30,7 +30,7 @@ def decode(bench: Bench) -> None:
         for rows in (1, SEVERAL_ROWS) if bundle.generator.resolution <= SEVERAL_SIDE and not bench.quick else (1,):
             ws = golden_ws(bundle, rows)
             openers: Openers = {name: partial(open_decode, bench, bundle, ws, **settings)
-                                for name, settings in bench.ours(pictures=True).items()}  # fmt: skip
+                                for name, settings in bench.ours(pictures=True).items()}
             line = {"suite": "decode", **of_pictures(bundle), "rows": rows}
             bench.contest(line, {**openers, **bench.peers.decoders(bundle, ws)}, partial(examine_picture, bundle))
 
@@ -63,7 +63,7 @@ def end_to_end(bench: Bench) -> None:
     for bundle in bench.pictured:
         problem = Problem(bundle, ordinary(bundle, min(3, len(bundle.attributes))), 1)
         openers: Openers = {name: partial(open_picture, bench, problem, **settings)
-                            for name, settings in bench.ours(pictures=True).items()}  # fmt: skip
+                            for name, settings in bench.ours(pictures=True).items()}
         line = {**setting("end-to-end", problem), "resolution": bundle.generator.resolution}
         bench.contest(
             line, {**openers, **bench.peers.pictures(bundle, problem)}, partial(examine_solve, bench.judge, problem)
@@ -93,7 +93,7 @@ def cold(bench: Bench) -> None:
         times = summary([total for total, _ in found])
         parts = {name: float(np.median([part[name] for _, part in found])) for name in found[0][1]}
         bench.log.write([{**line, "unit": "ms", "median": times.median, "q1": times.q1, "q3": times.q3,
-                          "repeats": times.repeats, "check": "passed", "details": parts}])  # fmt: skip
+                          "repeats": times.repeats, "check": "passed", "details": parts}])
 
 
 def memory(bench: Bench) -> None:
@@ -101,7 +101,7 @@ def memory(bench: Bench) -> None:
     works = [(bench.bundle, 16, False), *((bundle, 1, True) for bundle in bench.pictured)]
     for bundle, rows, draw in works:
         line = {"suite": "memory", "world": bundle.path.stem, "bundle": bundle.hash[:12], "rows": rows,
-                "contestant": "ours, with pictures" if draw else "ours"}  # fmt: skip
+                "contestant": "ours, with pictures" if draw else "ours"}
         if bench.log.has(line):
             continue
         bench.say(f"memory of {rows} rows of {bundle.path.stem}")
@@ -109,4 +109,4 @@ def memory(bench: Bench) -> None:
         found = [peak_memory(bundle, bench.threads, rows, draw=draw) / MEGA for _ in range(count)]
         q1, median, q3 = (float(x) for x in np.quantile(found, (0.25, 0.5, 0.75)))
         bench.log.write([{**line, "unit": "MB", "median": median, "q1": q1, "q3": q3, "repeats": count,
-                          "check": "passed"}])  # fmt: skip
+                          "check": "passed"}])

@@ -123,7 +123,7 @@ def hard_targets(lines: Lines) -> list[Goal]:
         limits = [(1 + ENERGY_SHARE) * energy + ENERGY_EXTRA for energy in (ours["floor_energy"], dopri5["energy"])]
         most = ours["evaluations"]["most"]
         told = (f"{most} evaluations, energy {figures(ours['energy'])}; converged {figures(ours['floor_energy'])}, "
-                f"dopri5 {figures(dopri5['energy'])}")  # fmt: skip
+                f"dopri5 {figures(dopri5['energy'])}")
         goals.append(Goal(text, needed, told, most <= BUDGET and ours["energy"] <= min(limits)))
     return goals or [Goal("hard targets", needed, "", None)]
 
@@ -144,7 +144,7 @@ def streaming(lines: Lines) -> list[Goal]:
         ours = [line for line in here if line["contestant"] not in (STATIC, LEAVING)]
         text = f"mixed stream, {world}, {'with' if pictures else 'without'} pictures: against static batches"
         both = [ratio(text, TIMES_STATIC, ours, ours, fastest(some(here, contestant=static)),
-                      "requests do not have their own results") for static in (STATIC, LEAVING)]  # fmt: skip
+                      "requests do not have their own results") for static in (STATIC, LEAVING)]
         goals.append(replace(both[0], found="; ".join(dict.fromkeys(goal.found for goal in both if goal.found))))
     return goals or [Goal("mixed stream: against static batches", f"{TIMES_STATIC} times", "", None)]
 

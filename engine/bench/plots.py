@@ -26,7 +26,7 @@ PEERS = (
 )
 MARKERS = "os^Dv<>PX*hp"
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
-         "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "legend.frameon": False}  # fmt: skip
+         "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "legend.frameon": False}
 
 
 def draw_plots(lines: Sequence[Mapping], folder: Path) -> list[tuple[str, str, str]]:
@@ -58,7 +58,7 @@ def colours(lines: Sequence[Mapping]) -> dict[str, tuple[str, str]]:
     mine = [name for name in names if is_ours({"contestant": name})]
     others = [name for name in names if name not in mine]
     return {name: (palette[i % len(palette)], MARKERS[i % len(MARKERS)])
-            for group, palette in ((mine, OURS), (others, PEERS)) for i, name in enumerate(group)}  # fmt: skip
+            for group, palette in ((mine, OURS), (others, PEERS)) for i, name in enumerate(group)}
 
 
 def latency(pyplot: Any, lines: Sequence[Mapping]) -> Any:
@@ -75,7 +75,7 @@ def latency(pyplot: Any, lines: Sequence[Mapping]) -> Any:
             curve = sorted((line["rows"], line["median"]) for line in some(here, contestant=name))
             colour, marker = looks[name]
             panel.plot(*zip(*curve, strict=True), color=colour, marker=marker, markersize=4, label=name,
-                       linewidth=2 if is_ours({"contestant": name}) else 1)  # fmt: skip
+                       linewidth=2 if is_ours({"contestant": name}) else 1)
         rows = sorted({line["rows"] for line in here})
         panel.set(xscale="log", yscale="log", xlabel="rows", title=f"{count} attribute{'s' if count > 1 else ''}")
         panel.set_xticks(rows, [str(n) for n in rows])
@@ -105,12 +105,12 @@ def energies(pyplot: Any, lines: Sequence[Mapping]) -> Any:
     for line in here:
         colour, marker = looks[line["contestant"]]
         panel.plot(line["evaluations"]["mean"], line["energy"], color=colour, marker=marker, linestyle="none",
-                   markersize=7, label=line["contestant"])  # fmt: skip
+                   markersize=7, label=line["contestant"])
     panel.axhline(here[0]["floor_energy"], color=INK, linewidth=1, linestyle="--", label="converged flow")
     found = [line["energy"] for line in here]
     scale = "log" if max(found) > 5 * min(found) else "linear"
     panel.set(xscale="log", yscale=scale, xlabel="evaluations a row", ylabel="mean final energy, -log p",
-              title=f"3 attributes, {sizes[-1]} rows")  # fmt: skip
+              title=f"3 attributes, {sizes[-1]} rows")
     legend(figure, [panel])
     return figure
 
@@ -135,7 +135,7 @@ def roofline(pyplot: Any, lines: Sequence[Mapping]) -> Any:
     for x, text in sizes(points):
         panel.annotate(text, (x, x), textcoords="offset points", xytext=(3, -3), fontsize=7, color=INK, va="top")
     panel.set(xscale="log", yscale="log", xlabel="floor in ms: weights streamed twice, or FLOPs, in float32",
-              ylabel="measured ms", title="one evaluation (labels: rows x attributes)")  # fmt: skip
+              ylabel="measured ms", title="one evaluation (labels: rows x attributes)")
     legend(figure, [panel])
     return figure
 

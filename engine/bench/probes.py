@@ -48,7 +48,7 @@ def probe(bundle: Bundle, threads: int, rows: int, *, draw: bool) -> tuple[float
     given = json.dumps([str(bundle.path.absolute()), condition, label, threads, rows, draw])
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, "-c", CODE, given], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:  # fmt: skip
+                          text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """What is solved in a benchmark, and the judge of the answers.
 
-The judge knows no solver: it evaluates the energy of an end state in float64 with kernels/field.py, and compares the
-state with the end of a converged solve.
+The judge knows no solver: it evaluates the energy of an end state in float64 with engine/reference/field.py, and
+compares the state with the end of a converged solve.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from numpy import ndarray as Array
 from engine.bundle import Attribute, Bundle
 from engine.condition import Condition, attr
 from engine.errors import RequestError
+from engine.reference import field as twin
+from engine.reference.noise import normals_many
 from engine.requests import Request
 from engine.sampler import Sampler
-from kernels import field as twin
-from kernels.noise import normals_many
 
 # Rows that are judged; the others of a larger solve are timed only. A converged solve of 256 rows takes minutes.
 JUDGED, JUDGED_QUICK = 16, 4
@@ -140,7 +140,7 @@ def hard(bundle: Bundle) -> dict[str, tuple[Target, ...]]:
                      *(rarest(a, found[a.name]) for a in values[:1])],
         "outside": [*(Target(a.name, a.range[1] + (a.range[1] - a.range[0])) for a in values[:3]),
                     *(Target(a.name, 0) for a in classes[:1])],
-    }  # fmt: skip
+    }
     return {name: tuple(targets) for name, targets in sets.items() if targets}
 
 
@@ -190,7 +190,7 @@ class Judge:
         file = self.folder / f"converged-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
         if not file.exists():
             sampler = Sampler(problem.bundle, runtime="numpy", guidance=GUIDANCE, solver="bosh3", rtol=self.tolerance,
-                              atol=self.tolerance, max_evaluations=MOST_EVALUATIONS)  # fmt: skip
+                              atol=self.tolerance, max_evaluations=MOST_EVALUATIONS)
             samples = sampler.solve(full.requests, strict=True)
             partial = file.with_suffix(".partial.npy")
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 RESULTS = frozenset({
     "median", "q1", "q3", "repeats", "unit", "evaluations", "energy", "floor_energy", "trajectory_error", "psnr",
     "check", "unavailable", "note", "machine", "versions", "details",
-})  # fmt: skip
+})
 
 
 class RecordError(LaceError):

@@ -16,7 +16,7 @@ REPORT = "report.md"
 VERDICT = {True: "met", False: "**not met**", None: "not measured"}
 WRONG = "†"  # behind a time whose answer did not pass its check
 FIELDS = ("Ours with a row of the Jacobian for each column that the condition reads, as the default solver needs it, "
-          "and called from Python, as the other solvers call it; peers: the gradient alone.")  # fmt: skip
+          "and called from Python, as the other solvers call it; peers: the gradient alone.")
 
 
 class ReportError(LaceError):
@@ -97,10 +97,10 @@ def accuracy(lines: Sequence[Mapping]) -> str:
         body = [[f"`{line['contestant']}`", f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
                  f"{line['energy']:.4f}", f"{line['trajectory_error']:.2f}",
                  f"{figures(line['q1'])} to {figures(line['q3'])}",
-                 str(line["repeats"]), line.get("note", "")] for line in chosen]  # fmt: skip
+                 str(line["repeats"]), line.get("note", "")] for line in chosen]
         head = ["contestant", "evaluations: mean", "most", "energy", "trajectory error", "quartiles, ms", "repeats", ""]
         title = (f"{world}, {counted(attributes, 'attribute')}, {counted(rows, 'row')}; "
-                 f"the converged flow ends at an energy of {chosen[0]['floor_energy']:.4f}.")  # fmt: skip
+                 f"the converged flow ends at an energy of {chosen[0]['floor_energy']:.4f}.")
         parts.append(f"{title}\n\n{markdown(head, body)}")
     return "\n\n".join(parts)
 
@@ -112,7 +112,7 @@ def hard(lines: Sequence[Mapping]) -> str:
             counts = line["evaluations"]
             body.append([f"{line['world']}, {line['targets']}: `{line['contestant']}`", time(line),
                          f"{counts['mean']:.0f}", f"{counts['most']}", figures(line["energy"]),
-                         figures(line["floor_energy"]), f"{line['trajectory_error']:.2f}"])  # fmt: skip
+                         figures(line["floor_energy"]), f"{line['trajectory_error']:.2f}"])
     head = ["targets", "ms", "evaluations: mean", "most", "energy", "converged", "trajectory error"]
     return markdown(head, body) if body else ""
 
@@ -125,7 +125,7 @@ def plain(lines: Sequence[Mapping], suite: str, facts: Sequence[str]) -> str:
             spread = f"{figures(line['q1'])} to {figures(line['q3'])}" if "q1" in line else ""
             mark = "" if line["check"] == "passed" else WRONG
             body.append([f"`{line['contestant']}`", *(shown(line.get(fact)) for fact in facts),
-                         f"{figures(line['median'])} {line['unit']}{mark}", spread])  # fmt: skip
+                         f"{figures(line['median'])} {line['unit']}{mark}", spread])
     return markdown(["contestant", *facts, "median", "quartiles"], body) if body else ""
 
 
@@ -158,7 +158,7 @@ def about(lines: Sequence[Mapping]) -> str:
     quick = " A quick run: few rows and repeats." if last.get("quick") else ""
     return (f"{machine.get('cpu', 'unknown processor')} with {features}; {counted(last.get('threads'), 'thread')} for "
             f"every contestant. {packages}. Commit {last.get('commit')}.{quick} Times are medians; contestants take "
-            f"turns. {WRONG} marks a time whose answer did not pass its check.")  # fmt: skip
+            f"turns. {WRONG} marks a time whose answer did not pass its check.")
 
 
 def table(path: Path | str) -> str:

@@ -47,12 +47,12 @@ def problems(bench: Bench, grid: dict[int, tuple[int, ...]]) -> list[Problem]:
     bundle = bench.bundle
     return [Problem(bundle, ordinary(bundle, count), rows)
             for count, several in (SHORT if bench.quick else grid).items()
-            for rows in several if count <= len(bundle.attributes)]  # fmt: skip
+            for rows in several if count <= len(bundle.attributes)]
 
 
 def setting(suite: str, problem: Problem) -> dict:
     return {"suite": suite, "world": problem.bundle.path.stem, "bundle": problem.bundle.hash[:12],
-            "attributes": len(problem.targets), "rows": problem.rows, "condition": str(problem.condition)}  # fmt: skip
+            "attributes": len(problem.targets), "rows": problem.rows, "condition": str(problem.condition)}
 
 
 # --- one evaluation -----------------------------------------------------------------------------------------------
@@ -62,10 +62,10 @@ def field(bench: Bench) -> None:
     """One evaluation with the rows of the Jacobian, as a step of the default solver takes it; peers: the gradient."""
     for problem in problems(bench, FIELDS):
         openers: Openers = {name: partial(open_field, problem, threads=bench.threads, **settings)
-                            for name, settings in bench.ours().items()}  # fmt: skip
+                            for name, settings in bench.ours().items()}
         exact = open_field(problem, runtime="numpy")()
         bench.contest(setting("field", problem), {**openers, **bench.peers.fields(problem)},
-                      partial(examine_field, problem, exact))  # fmt: skip
+                      partial(examine_field, problem, exact))
 
 
 def open_field(problem: Problem, **settings) -> Run:
@@ -83,20 +83,20 @@ def examine_field(problem: Problem, exact: Array, gradient: Array) -> dict[str, 
     error = np.linalg.norm(gradient - exact, axis=1) / np.maximum(np.linalg.norm(exact, axis=1), 1e-12)
     typical = float(np.median(error))
     return {"details": {"gradient_error": typical, **cost(problem)},
-            "check": "passed" if typical <= GRADIENT_ERROR else "the gradient is wrong"}  # fmt: skip
+            "check": "passed" if typical <= GRADIENT_ERROR else "the gradient is wrong"}
 
 
 def cost(problem: Problem) -> dict[str, float]:
     """Bytes and FLOPs of one linearised evaluation in float32: every weight is read forwards and backwards."""
     bundle = problem.bundle
     mapping = sum(tensor.size for name, tensor in bundle.field.items()
-                  if name.startswith("mapping.") and name.endswith(".weight"))  # fmt: skip
+                  if name.startswith("mapping.") and name.endswith(".weight"))
     rows: dict[str, int] = {}  # of the Jacobian, by head: one for two classes and for a value
     for target in problem.targets:
         attribute = bundle.attributes[target.attribute]
         rows[attribute.head] = rows.get(attribute.head, 0) + (attribute.width if attribute.width > 2 else 1)
     heads = {name: sum(a * b for a, b in zip(bundle.heads[name].widths, bundle.heads[name].widths[1:], strict=False))
-             for name in rows}  # fmt: skip
+             for name in rows}
     forward, backward = mapping + sum(heads.values()), sum(r * (mapping + heads[name]) for name, r in rows.items())
     return {"bytes": 2 * 4 * forward, "flops": 2 * problem.rows * (forward + backward)}
 
@@ -108,13 +108,13 @@ def solve(bench: Bench) -> None:
     """One condition for many rows."""
     for problem in problems(bench, SOLVES):
         openers: Openers = {name: partial(open_solve, bench, problem, **settings)
-                            for name, settings in bench.ours().items()}  # fmt: skip
+                            for name, settings in bench.ours().items()}
         for name, settings in bench.ours().items():
             if "runtime" not in settings:
                 openers |= {f"{name}, {steps} steps": partial(open_solve, bench, problem, steps=steps, **settings)
-                            for steps in FIXED}  # fmt: skip
+                            for steps in FIXED}
         bench.contest(setting("solve", problem), {**openers, **bench.peers.solvers(problem)},
-                      partial(examine_solve, bench.judge, problem))  # fmt: skip
+                      partial(examine_solve, bench.judge, problem))
 
 
 def hard_targets(bench: Bench) -> None:
@@ -128,7 +128,7 @@ def hard_targets(bench: Bench) -> None:
         }
         judge = replace(bench.judge, tolerance=CONVERGED_HARD)
         bench.contest({**setting("hard", problem), "targets": kind}, openers, partial(examine_solve, judge, problem),
-                      rounds=1)  # fmt: skip
+                      rounds=1)
 
 
 def open_solve(bench: Bench, problem: Problem, **settings) -> Run:
@@ -154,4 +154,4 @@ def examine_solve(judge: Judge, problem: Problem, answer: Answer) -> dict[str, A
     ]
     return {"evaluations": {"mean": float(counts.mean()), "most": int(counts.max())}, "energy": verdict.energy,
             "floor_energy": verdict.floor, "trajectory_error": verdict.trajectory_error,
-            "check": "; ".join(wrong) or "passed", **({"note": answer.note} if answer.note else {})}  # fmt: skip
+            "check": "; ".join(wrong) or "passed", **({"note": answer.note} if answer.note else {})}

@@ -77,7 +77,7 @@ def stream(bench: Bench) -> None:
     bundle, (capacity, count) = bench.bundle, QUICK if bench.quick else FULL
     requests = mixed(bundle, count)
     line = {"suite": "stream", "world": bundle.path.stem, "bundle": bundle.hash[:12], "rows": count,
-            "capacity": capacity}  # fmt: skip
+            "capacity": capacity}
     batches = partial(in_batches, capacity)
     with Sampler(bundle, capacity=capacity, threads=bench.threads) as sampler:
         whole = Sampler(bundle, capacity=capacity, threads=bench.threads)
@@ -85,11 +85,11 @@ def stream(bench: Bench) -> None:
         whole.stepper = CompiledToTheLast(whole.stepper) if is_compiled else ToTheLast(whole.solver)
         alone = np.stack([sampler.solve([request])[0].w for request in requests])
         ways: dict[str, Way] = {STATIC: partial(batches, whole.solve), LEAVING: partial(batches, sampler.solve),
-                                "one queue": sampler.solve}  # fmt: skip
+                                "one queue": sampler.solve}
         bench.contest({**line, "pictures": False}, openers(requests, ways), partial(examine, alone))
         if "synthesis" in bundle.manifest.graphs:
             ways = {STATIC: partial(batches, whole.sample), LEAVING: partial(batches, sampler.sample),
-                    "stream": partial(streamed, sampler), "submit": partial(submitted, sampler)}  # fmt: skip
+                    "stream": partial(streamed, sampler), "submit": partial(submitted, sampler)}
             bench.contest({**line, "pictures": True}, openers(requests, ways), partial(examine, alone))
 
 

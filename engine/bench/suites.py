@@ -30,16 +30,16 @@ THREADS = 2
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE",
-                        help="JSON lines; what is measured there already is skipped")  # fmt: skip
+                        help="JSON lines; what is measured there already is skipped")
     parser.add_argument("--suite", nargs="+", choices=[*SUITES, "all"], default=["all"], metavar="NAME",
-                        help=f"{', '.join(SUITES)}, all (all)")  # fmt: skip
+                        help=f"{', '.join(SUITES)}, all (all)")
     parser.add_argument("--quick", action="store_true", help="few rows, two rounds: to try it out")
     parser.add_argument(
         "--threads", type=positive, default=THREADS, metavar="N", help=f"of every contestant ({THREADS})"
     )
     parser.add_argument("--only", default="", metavar="NAME", help="contestants whose name contains this")
     parser.add_argument("--cache", type=Path, default=cache(), metavar="DIR",
-                        help="for what is safe to delete, such as converged solves (%(default)s)")  # fmt: skip
+                        help="for what is safe to delete, such as converged solves (%(default)s)")
 
 
 def cache() -> Path:
@@ -49,10 +49,10 @@ def cache() -> Path:
 
 def open_bench(options: argparse.Namespace, bundle: Bundle, pictured: Sequence[Bundle], peers: Peers) -> Bench:
     common = {"commit": commit(), "threads": options.threads, "quick": options.quick, "machine": machine(),
-              "versions": versions()}  # fmt: skip
+              "versions": versions()}
     judge = Judge(options.cache / "converged", JUDGED_QUICK if options.quick else JUDGED)
     return Bench(bundle, tuple(pictured), Log(options.out, common), judge, peers, options.threads, options.quick, say,
-                 options.only)  # fmt: skip
+                 options.only)
 
 
 def run(options: argparse.Namespace, bench: Bench, other_worlds: Sequence[Bundle] = ()) -> None:

@@ -16,14 +16,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lace-bench", allow_abbrev=False, epilog=EXIT_CODES,
         description="Measure a bundle: evaluations, solves, pictures, cold start and memory. Every answer is checked.",
-    )  # fmt: skip
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     measure = commands.add_parser("run", help="measure", allow_abbrev=False, epilog=EXIT_CODES)
     measure.add_argument("bundle", nargs="?", default="demo", metavar="BUNDLE",
-                         help="a folder made by lace-export, or demo (demo)")  # fmt: skip
+                         help="a folder made by lace-export, or demo (demo)")
     add_run_options(measure)
     write = commands.add_parser("report", help="tables and plots of a file of measurements", allow_abbrev=False,
-                                epilog=EXIT_CODES)  # fmt: skip
+                                epilog=EXIT_CODES)
     write.add_argument("file", type=Path, metavar="FILE", help="JSON lines of lace-bench run")
     write.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for report.md and its plots")
     write.add_argument("--overwrite", action="store_true", help="replace DIR if it is an earlier report")

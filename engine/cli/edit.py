@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lace-edit", allow_abbrev=False, epilog=EXIT_CODES,
         description='Edit a picture step by step: lace-edit demo --seed 4 "yaw=0.75" "smile" "age=0.3"',
-    )  # fmt: skip
+    )
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by lace-export, or demo")
     parser.add_argument("edits", metavar="EDIT", nargs="+", help="conditions, one for each stage")
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the picture that is edited (0)")
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--label", type=int, metavar="N", help="class of a conditional generator")
     parser.add_argument("--near", type=finite, default=0.04, metavar="K", help="hold on to the latents; 0: off (0.04)")
     parser.add_argument("--keep", default="*", metavar="NAMES",
-                        help="attributes to hold, with commas; * all others; '' none (*)")  # fmt: skip
+                        help="attributes to hold, with commas; * all others; '' none (*)")
     parser.add_argument("--keep-weight", type=finite, default=0.01, metavar="K", help="how strongly (0.01)")
     parser.add_argument("--forget", action="store_true", help="do not hold on to the targets of earlier stages")
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for the pictures (out)")
@@ -65,7 +65,7 @@ def stages(sampler: Sampler, start: Sample, edits: list[Condition], options: arg
         samples += sampler.edit(
             samples[-1], edit, keep=keep, keep_weight=options.keep_weight, near=options.near or None,
             hold=not options.forget,
-        )  # fmt: skip
+        )
     return samples
 
 
@@ -98,7 +98,7 @@ def shown(value: float | dict[str, float]) -> tuple[str, float]:
 
 
 def write_stages(folder: Path, samples: list[Sample], titles: list[str], sampler: Sampler,
-                 logits: list[dict[str, Array]]) -> str:  # fmt: skip
+                 logits: list[dict[str, Array]]) -> str:
     """Numbered pictures, the film strip and samples.json, which is also returned."""
     records = []
     for i, (sample, values, title) in enumerate(zip(samples, logits, titles, strict=True)):
@@ -133,7 +133,7 @@ def edit(options: argparse.Namespace) -> int:
     console = Console()
     console.print(changes_table(sampler, edits, logits))
     console.print(f"{len(samples)} pictures in {options.out} (see {Path(options.out) / 'strip.png'})",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+                  highlight=False, soft_wrap=True)
     return OK
 
 

@@ -9,12 +9,12 @@ from numpy import ndarray as Array
 
 from engine.bundle import Attribute
 from engine.errors import LaceError
+from engine.reference.noise import SEED_LIMIT
 from engine.requests import Sample
 from engine.runtimes import AUTO, RUNTIMES
 from engine.sampler import Sampler
 from engine.solvers import SOLVERS
 from engine.tape import LOGICS
-from kernels.noise import SEED_LIMIT
 
 
 class UsageError(LaceError):
@@ -53,7 +53,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """What decides how a request is solved."""
     group = parser.add_argument_group("solving")
     group.add_argument("--solver", choices=list(SOLVERS), default="gauss-newton", metavar="NAME",
-                       help=f"{', '.join(SOLVERS)} (gauss-newton)")  # fmt: skip
+                       help=f"{', '.join(SOLVERS)} (gauss-newton)")
     group.add_argument(
         "--rtol", type=tolerance, metavar="X", help="relative tolerance (0.15 for gauss-newton, 1e-3 for the others)"
     )
@@ -66,13 +66,13 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--logic", choices=LOGICS, default="product", help="product, or the paper's lace (product)")
     group.add_argument("--temperature", type=tolerance, default=1.0, metavar="T", help="of lace logic's classes (1)")
     group.add_argument("--guidance", type=tolerance, metavar="X", help="factor of a condition's log p: more obeys "
-                       "better and moves farther (the bundle's; 1 with lace logic)")  # fmt: skip
+                       "better and moves farther (the bundle's; 1 with lace logic)")
     group.add_argument("--truncation", type=finite, metavar="PSI", help="pull towards the mean face (the bundle's)")
     group = parser.add_argument_group("running")
     group.add_argument("--runtime", choices=["auto", *RUNTIMES], default="auto", metavar="NAME",
-                       help=f"auto, {', '.join(RUNTIMES)} (auto)")  # fmt: skip
+                       help=f"auto, {', '.join(RUNTIMES)} (auto)")
     group.add_argument("--precision", metavar="P",
-                       help="openvino: fp32, bf16, bf16-jacobian (fp32); on a GPU: tf32 (the bundle's)")  # fmt: skip
+                       help="openvino: fp32, bf16, bf16-jacobian (fp32); on a GPU: tf32 (the bundle's)")
     group.add_argument("--device", choices=list(AUTO), default="cpu", help=f"{', '.join(AUTO)} (cpu)")
     group.add_argument("--capacity", type=positive, default=64, metavar="N", help="rows in flight (64)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="0: the runtime's own choice (0)")
@@ -80,7 +80,7 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
 
 def open_sampler(options: argparse.Namespace) -> Sampler:
     names = ("runtime", "device", "capacity", "solver", "rtol", "atol", "steps", "max_evaluations", "clock", "logic",
-             "temperature", "guidance", "truncation", "threads", "precision")  # fmt: skip
+             "temperature", "guidance", "truncation", "threads", "precision")
     return Sampler(options.bundle, **{name: getattr(options, name) for name in names})
 
 

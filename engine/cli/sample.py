@@ -23,15 +23,15 @@ from engine.cli.options import (
     seed,
     softmax,
     told,
-)  # fmt: skip
+)
 from engine.condition import And, Condition, Is, Keep, Near, Not, Or, Weighted, Within
 from engine.folders import writing_folder
 from engine.grammar import parse as parse_condition
 from engine.pictures import grid, save_png, to_image
+from engine.reference.noise import SEED_LIMIT
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from engine.tape import satisfied
-from kernels.noise import SEED_LIMIT
 
 SAMPLES = "samples.json"
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lace-sample", allow_abbrev=False, epilog=EXIT_CODES,
         description="Draw pictures that obey a condition, such as: smile & ~glasses & haircolor=blond & age=0.3",
-    )  # fmt: skip
+    )
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by lace-export, or demo")
     parser.add_argument("condition", metavar="CONDITION", nargs="?", help="what the pictures must show (anything)")
     parser.add_argument("--count", type=positive, default=16, metavar="N", help="number of pictures (16)")
@@ -155,7 +155,7 @@ def report(samples: list[Sample], out: str, console: Console) -> None:
     evaluations = [s.evaluations for s in samples]
     console.print(f"{len(samples)} pictures in {out} (see {Path(out) / 'grid.png'}); "
                   f"{np.mean(evaluations):.1f} evaluations a picture, at most {max(evaluations)}",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+                  highlight=False, soft_wrap=True)
     for fate in sorted({s.status for s in samples} - {Status.DONE}):
         stopped = [s.seed for s in samples if s.status == fate]
         console.print(f"{len(stopped)} rows {fate.sentence}: seeds {stopped[:8]}", style="yellow", highlight=False)

@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runtime", metavar="NAME", default="auto", help=f"auto, {', '.join(RUNTIMES)} (auto)")
     parser.add_argument("--device", choices=list(AUTO), default="cpu", help=f"{', '.join(AUTO)} (cpu)")
     parser.add_argument("--precision", metavar="P",
-                        help="openvino: fp32, bf16, bf16-jacobian (fp32); on a GPU: tf32 (the bundle's)")  # fmt: skip
+                        help="openvino: fp32, bf16, bf16-jacobian (fp32); on a GPU: tf32 (the bundle's)")
     parser.add_argument("--json", action="store_true", help="write the results as JSON")
     return parser
 
@@ -38,7 +38,7 @@ def verify(options: argparse.Namespace) -> int:
     if options.json:
         facts = {"bundle": str(bundle.path), "hash": bundle.hash, "runtime": runtime.name, "version": runtime.version,
                  "device": runtime.device, "precision": runtime.precision, "passed": not failed,
-                 "checks": [asdict(c) for c in checks]}  # fmt: skip
+                 "checks": [asdict(c) for c in checks]}
         write_json(json.dumps(facts, indent=1))
         return CHECK_FAILED if failed else OK
     console = Console()
@@ -49,7 +49,7 @@ def verify(options: argparse.Namespace) -> int:
         console.print(f"{check.name} not checked: {check.note}", style="yellow", markup=False, soft_wrap=True)
     if failed:
         console.print(f"{len(failed)} of {len(checks)} checks failed: do not use this bundle with {runtime.name} here",
-                      style="bold red")  # fmt: skip
+                      style="bold red")
     return CHECK_FAILED if failed else OK
 
 

@@ -12,11 +12,11 @@ ADVICE = {
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "a kernel asks for more registers or shared memory than this GPU has",
 }
 LOST = ("the context is lost, and with it all that lay on the device: start a new process, and look for the kernel with"
-        " `make sanitize`")  # fmt: skip
+        " `make sanitize`")
 # After these nothing works in this process any more.
 FATAL = {"CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_MISALIGNED_ADDRESS",
          "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_LAUNCH_TIMEOUT",
-         "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_ASSERT"}  # fmt: skip
+         "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_ASSERT"}
 
 
 def advice(name: str) -> str:

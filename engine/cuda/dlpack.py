@@ -24,7 +24,7 @@ class DLTensor(ctypes.Structure):
         ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
         ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
         ("byte_offset", ctypes.c_uint64),
-    ]  # fmt: skip
+    ]
 
 
 class Managed(ctypes.Structure):
@@ -93,7 +93,7 @@ class DeviceArray:
         managed.tensor = DLTensor(
             self.address, *self.__dlpack_device__(), len(self.shape), CODES[self.dtype.kind],
             8 * self.dtype.itemsize, 1, ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64)), None, 0,
-        )  # fmt: skip
+        )
         address = ctypes.addressof(managed)
         lent[address] = managed, shape, self
         return new_capsule(address, NAME, drop)

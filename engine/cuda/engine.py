@@ -41,7 +41,7 @@ class Engine:
     """
 
     def __init__(self, device: Device, bundle: Bundle, precision: str, build: Callable[..., Any], *,
-                 blocks: dict[str, int], loops: bool = True):  # fmt: skip
+                 blocks: dict[str, int], loops: bool = True):
         self.device, self.bundle = device, bundle
         self.lock = RLock()
         self.network = Network(device, bundle, precision)
@@ -50,7 +50,7 @@ class Engine:
         self.plans: OrderedDict[tuple, Plan] = OrderedDict()
 
     def solve(self, tickets: Tickets, solver: Steps, *, in_w: bool, capacity: int,
-              then: Callable[[Region], None] | None = None) -> Ends:  # fmt: skip
+              then: Callable[[Region], None] | None = None) -> Ends:
         """Run all tickets to their end; for ``then`` see Plan.run. Raises BackendError if the device fails."""
         with self.lock:
             self.device.activate()

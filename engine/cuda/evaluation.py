@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.compile import SOURCE_OF, TILES, WGMMA, has_wgmma
 from engine.cuda.driver import Device, Launch
 from engine.cuda.memory import Region
 from engine.cuda.network import Network, Stack
 from engine.cuda.tables import Shape, Tables
 from engine.errors import BackendError
-from kernels.compile import SOURCE_OF, TILES, WGMMA, has_wgmma
-from kernels.layout import padded
+from engine.layout import padded
 
 log = logging.getLogger(__name__)
 REAL, INT, DOUBLE = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.float64)
@@ -27,7 +27,7 @@ DENSE = ((16, "dense_16x8"), (64, "dense_32x16"), (256, "dense_64x32"))
 
 
 class Kernels:
-    """The compiled kernels of one precision. ``build`` is kernels.compile.build, or what stands in for it.
+    """The compiled kernels of one precision. ``build`` is engine.cuda.compile.build, or what stands in for it.
 
     overlaps   a kernel may start before its predecessor has ended; it waits itself for what it reads
     """
@@ -96,7 +96,7 @@ class Evaluation:
             "weights": ((c, r), DOUBLE), "curvature": ((c, r, r), DOUBLE),
             "trial_jacobian": ((c, s, self.width), REAL), "velocity": ((c, self.width), REAL),
             "psi": ((c,), REAL),
-        }  # fmt: skip
+        }
         return fields
 
     # --- launches ------------------------------------------------------------------------------------------------

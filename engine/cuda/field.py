@@ -14,11 +14,11 @@ from engine.cuda.settings import Steps
 from engine.cuda.solve import Plan, Tickets
 from engine.cuda.tables import Reading, Shape, put
 from engine.flow import Flow
+from engine.layout import DTYPES
 from engine.routing import enumerate_pairs
 from engine.runtimes import ALL, Linearise
 from engine.solvers.gauss_newton import GaussNewton
 from engine.tape import EMPTY
-from kernels.layout import DTYPES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class OnDevice:
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         tickets = Tickets(batch.z[rows], batch.psi[rows, 0], batch.label[rows], batch.near[rows], batch.anchor_z[rows],
-                          batch.anchor_w[rows], [batch.tapes[row] for row in rows])  # fmt: skip
+                          batch.anchor_w[rows], [batch.tapes[row] for row in rows])
         ends = self.engine.solve(tickets, self.solver, in_w=flow.in_w, capacity=self.capacity)
         batch.z[rows], batch.status[rows] = ends.z, ends.status
         batch.keep(rows, ends.logp, ends.w, ends.logits)
@@ -60,7 +60,7 @@ class CudaField:
         self.rows = 0
 
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
-                some: Mapping[str, Array] = ALL):  # fmt: skip
+                some: Mapping[str, Array] = ALL):
         n, engine, zero = len(z), self.engine, np.zeros(len(z))
         tickets = Tickets(z, psi[:, 0], zero if label is None else label, zero, z, z, [EMPTY] * n)
         with engine.lock:
@@ -112,14 +112,14 @@ class CudaField:
         each = [len(seeds) for seeds in heads.values()]
         count = min(at_least(max(1, len(heads)), STEPS), max(1, len(self.engine.bundle.heads)))
         shape = Shape(1 << (n - 1).bit_length(), 1, at_least(sum(each) + 1, STEPS), count,
-                      at_least(max([1, *each]), STEPS), self.in_w)  # fmt: skip
+                      at_least(max([1, *each]), STEPS), self.in_w)
         if self.plan is None or self.plan.shape != shape:
             engine, w_dim = self.engine, self.engine.bundle.generator.w_dim
             self.plan = Plan(engine.network, engine.kernels, shape, GaussNewton(), loops=False)
             self.given = Region(engine.device, {
                 "slopes": ((shape.capacity, shape.slots, w_dim), REAL), "columns": ((shape.slots,), DTYPES["Column"]),
                 "places": ((shape.capacity, shape.slots), INT),
-            }, mirrored=True)  # fmt: skip
+            }, mirrored=True)
         return self.plan
 
     def pull(self, cotangent: Array) -> Array:
@@ -129,7 +129,7 @@ class CudaField:
         given.host["slopes"].reshape(-1)[: cotangent.size] = cotangent.reshape(-1)
         for j in range(r):
             put(given.host["columns"][j], slopes=given["slopes"] + j * w_dim * REAL.itemsize, row_stride=r * w_dim,
-                minus=-1)  # fmt: skip
+                minus=-1)
         given.host["places"].reshape(-1)[: n * r].reshape(n, r)[:] = np.arange(r)
         plan.tickets.host["column_count"][:n] = r
         own = {name: int(plan.solve[name]) for name in ("column", "ticket_columns", "columns", "slots")}

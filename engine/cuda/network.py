@@ -9,8 +9,8 @@ from numpy import ndarray as Array
 from engine.bundle import Bundle
 from engine.cuda.driver import Device
 from engine.cuda.memory import Region
-from kernels import field as twin
-from kernels.layout import padded, to_operand
+from engine.layout import padded, to_operand
+from engine.reference import field as twin
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Network:
             self.heads[name] = Stack(
                 bundle.heads[name].space, padded(stack[0][0].shape[1]), self.layers(name, len(stack) - 1),
                 self.outputs, len(final), final, self.region[f"{name}.weight"], self.region[f"{name}.bias"],
-            )  # fmt: skip
+            )
             self.outputs += len(final)
         self.depth = max((len(stack.hidden) for stack in self.heads.values()), default=0)
         self.sizes = {name: array.shape for name, array in self.arrays.items()}

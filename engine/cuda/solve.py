@@ -22,10 +22,10 @@ from engine.cuda.network import Network
 from engine.cuda.settings import Steps
 from engine.cuda.tables import Reading, Shape, put
 from engine.errors import BackendError
+from engine.layout import DTYPES
 from engine.solvers import compiled
 from engine.solvers.compiled import packed
 from engine.tape import Tape, by_tape
-from kernels.layout import DTYPES
 
 log = logging.getLogger(__name__)
 # The fields of ``queue``; kernels/turnover.cuh reads and writes them.
@@ -97,7 +97,7 @@ class Plan:
             "counters": ((shape.capacity, 4), INT),
             **{name: ((shape.capacity,), INT) for name in ("phase", "ticket", "status", "stage")},
             **{name: ((shape.capacity,), DOUBLE) for name in ("clock", "step", "taken", "passes", "error", "reach")},
-        }, mirrored=True)  # fmt: skip
+        }, mirrored=True)
         self.control.host["error"][:], self.control.host["reach"][:] = 1, np.inf
         self.control.host["tableau"][:] = self.table
         self.solve = self.control.host["solve"][0]
@@ -115,7 +115,7 @@ class Plan:
             "logits": ((c, self.network.outputs), REAL), "gradient": ((c, width), REAL), "rest": ((c, width), REAL),
             "trial_rest": ((c, width), REAL), "jacobian": ((c, r, width), REAL), "plan": ((c, plan_size(r)), DOUBLE),
             "slopes": ((c, self.table.shape[1], width), REAL),
-        }  # fmt: skip
+        }
 
     def constants(self) -> dict[str, Any]:
         """Fields of Solve that do not change from one set of tickets to the next."""
@@ -124,7 +124,7 @@ class Plan:
         on_z = self.shape.in_w or any(stack.space == "z" for stack in network.heads.values())
         used = ["trial", "moment", "trial_logits", "trial_logp", "weights", "curvature", "unit", "trial_jacobian",
                   "velocity", "psi", *(["state"] if on_z else []),
-                  *([] if self.shape.in_w else ["input", "trial_w", "cotangent", "pulled"])]  # fmt: skip
+                  *([] if self.shape.in_w else ["input", "trial_w", "cotangent", "pulled"])]
         return {
             **compiled.numbers(self.solver), "capacity": self.shape.capacity, "width": e.width, "w_dim": g.w_dim,
             "input_stride": e.input_stride, "state_stride": e.state_stride, "w_stride": e.w_stride,
@@ -133,7 +133,7 @@ class Plan:
             "embedding": network.region["embedding"] if network.embedded else 0, **mapped,
             **{name: self.control[name] for name in self.control.host if name != "solve"},
             **{name: self.rows[name] for name in self.row_fields()}, **{name: e.buffers[name] for name in used},
-        }  # fmt: skip
+        }
 
     # --- tickets -------------------------------------------------------------------------------------------------
 
@@ -186,17 +186,17 @@ class Plan:
                 "near": ((count,), DOUBLE), "code": ((count, most_nodes, 4), INT), "code_length": ((count,), INT),
                 "parameter": ((count, most_parameters), DOUBLE), "ticket_columns": ((count, r), INT),
                 "column_count": ((count,), INT), "anchor": ((count, width), REAL), "anchor_w": ((count, g.w_dim), REAL),
-            }, mirrored=True)  # fmt: skip
+            }, mirrored=True)
             self.results = Region(self.device, {
                 "result_z": ((count, width), REAL), "result_w": ((count, g.w_dim), REAL),
                 "result_logits": ((count, self.network.outputs), REAL), "result_logp": ((count,), DOUBLE),
                 "result_status": ((count,), INT), "result_counters": ((count, 4), INT),
-            }, mirrored=True)  # fmt: skip
+            }, mirrored=True)
             size = self.shape.capacity, scratch_size(r, most_nodes)
             self.scratch = Region(self.device, {"scratch": (size, DOUBLE)})
             put(self.solve, nodes=most_nodes, parameters=most_parameters, scratch=self.scratch["scratch"],
                 **{name: self.tickets[name] for name in self.tickets.host},
-                **{name: self.results[name] for name in self.results.host})  # fmt: skip
+                **{name: self.results[name] for name in self.results.host})
 
     # --- the graph -----------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Plan:
         e = self.evaluation
         return [*e.forward(solve), *e.slopes(), *e.backward(solve),
                 self.kernels.launch(settings.kernel(self.solver), (c,), solve),
-                self.kernels.launch(turnover, (1,), solve)]  # fmt: skip
+                self.kernels.launch(turnover, (1,), solve)]
 
     def build(self) -> Graph:
         rounds = settings.rounds(self.solver)
@@ -232,7 +232,7 @@ class Plan:
             self.device.launch(launch)
 
     def run(self, tickets: Tickets, reading: Reading, places: dict[Any, int],
-            then: Callable[[Region], None] | None = None) -> Ends:  # fmt: skip
+            then: Callable[[Region], None] | None = None) -> Ends:
         """Solve. ``then`` may put work on the stream that reads the results on the device, before the host waits."""
         if self.loops and self.graph is None:
             self.graph = self.build()
@@ -267,7 +267,7 @@ class Plan:
         queue = self.progress
         if queue[RUNNING] or queue[NEXT] < n:
             raise BackendError(f"the solve stopped after {queue[ROUNDS]} rounds, with {queue[RUNNING]} rows running "
-                               f"and {n - queue[NEXT]} waiting: a fault of the kernels, please report it")  # fmt: skip
+                               f"and {n - queue[NEXT]} waiting: a fault of the kernels, please report it")
         z, w, logits, logp, status, counters = (self.results.host[name][:n].copy() for name in RESULTS)
         return Ends(z, w, logits, logp, status, counters, int(queue[ROUNDS]))
 

@@ -9,7 +9,7 @@ from numpy import ndarray as Array
 
 from engine.cuda.memory import Region
 from engine.cuda.network import Network, Stack
-from kernels.layout import DTYPES, padded
+from engine.layout import DTYPES, padded
 
 REAL = np.dtype(np.float32)
 
@@ -57,7 +57,7 @@ class Tables:
             "problems": ((levels, shape.heads), DTYPES["Dense"]), "levels": ((levels,), DTYPES["Level"]),
             "heads": ((shape.heads,), DTYPES["Head"]), "columns": ((shape.heads * shape.each,), DTYPES["Column"]),
             "seeds": ((shape.heads, shape.each * self.widest), REAL),
-        }, mirrored=True)  # fmt: skip
+        }, mirrored=True)
         self.host = self.region.host
         for level, table in enumerate(self.host["levels"]):
             table["problems"] = self.region["problems"] + level * shape.heads * DTYPES["Dense"].itemsize
@@ -74,10 +74,10 @@ class Tables:
         for i, layer in enumerate(self.mapping):
             forward, back = self.add(i), self.add(self.mapping_back + last - i)
             put(forward, input=buffers["input" if i == 0 else f"mapped.{i - 1}"], weight=layer.weight, bias=layer.bias,
-                output=buffers[f"mapped.{i}"], n=layer.out, k=layer.into, each=1, leaky=1)  # fmt: skip
+                output=buffers[f"mapped.{i}"], n=layer.out, k=layer.into, each=1, leaky=1)
             if i == last:
                 put(forward, average=self.network.region["average"], psi=buffers["psi"], exact=buffers["trial_w"],
-                    truncated=buffers["truncated"])  # fmt: skip
+                    truncated=buffers["truncated"])
             source = "cotangent" if i == last else f"mapping_back.{(i + 1) % 2}"
             put(back, input=buffers[source], weight=layer.back, n=layer.into, k=layer.out)
             if i == 0:
@@ -105,7 +105,7 @@ class Tables:
         width = hidden[-1].out if hidden else stack.into
         inputs = [self.source(stack), *(self.part(f"hidden.{i}", place) for i in range(len(hidden)))]
         put(self.host["heads"][place], input=inputs[-1], weight=stack.weight, bias=stack.bias, k=stack.final.shape[1],
-            stride=width, first=stack.first, count=stack.count)  # fmt: skip
+            stride=width, first=stack.first, count=stack.count)
         # What the columns are by the last hidden layer, or by the input of a head that has none.
         table = self.host["seeds"][place, : each * width].reshape(each, width)
         table[:] = 0
@@ -119,7 +119,7 @@ class Tables:
             plus, minus = int(np.argmax(seed)), int(np.argmin(seed))
             put(self.host["columns"][column + j], slopes=slopes + j * stride * REAL.itemsize, row_stride=row_stride,
                 plus=stack.first + plus, minus=stack.first + minus if seed[minus] < 0 else -1,
-                direct=self.shape.in_w or stack.space == "z")  # fmt: skip
+                direct=self.shape.in_w or stack.space == "z")
 
     def add_levels(self, place: int, stack: Stack, inputs: list[int], each: int, seeds: int) -> None:
         """A head's hidden layers, forwards and backwards."""
@@ -127,7 +127,7 @@ class Tables:
         for i, layer in enumerate(stack.hidden):
             forward = self.add(self.heads_first + i)
             put(forward, input=inputs[i], weight=layer.weight, bias=layer.bias, output=inputs[i + 1], n=layer.out,
-                k=layer.into, each=1, leaky=1)  # fmt: skip
+                k=layer.into, each=1, leaky=1)
             if not each:
                 continue
             if i == last:

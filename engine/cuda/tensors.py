@@ -38,7 +38,7 @@ class Solved:
 
 
 def solve_tensors(sampler: Sampler, conditions: Conditions, *, z: Any = None, w: Any = None,
-                  label: int | None = None) -> Solved:  # fmt: skip
+                  label: int | None = None) -> Solved:
     """Solve from latents on the device, z (n, z_dim) or w (n, w_dim), float32 in C order; their owner keeps them.
 
     conditions   one for all rows, or one for each
@@ -50,7 +50,7 @@ def solve_tensors(sampler: Sampler, conditions: Conditions, *, z: Any = None, w:
 
 
 def sample_tensors(sampler: Sampler, conditions: Conditions, *, z: Any = None, w: Any = None,
-                   label: int | None = None) -> tuple[Solved, DeviceArray]:  # fmt: skip
+                   label: int | None = None) -> tuple[Solved, DeviceArray]:
     """``solve_tensors`` and the pictures (n, H, W, C) uint8, all on the device: the host waits once, at the end.
 
     Noise inputs of the synthesis, where a bundle has them, are zero.
@@ -89,7 +89,7 @@ def enqueue(pictures: Pictures, latents: DeviceArray, pixels: DeviceArray, num_w
         decoder.enqueue(rows)
         images, out = decoder.addresses["image"], pixels.address + first * height * width * channels
         arguments = (ctypes.c_void_p(images), ctypes.c_void_p(out), ctypes.c_int(wanted), ctypes.c_int(channels),
-                     ctypes.c_int(height * width))  # fmt: skip
+                     ctypes.c_int(height * width))
         kernel, threads = pictures.kernel
         device.launch(Launch("pixels_f32", kernel, (-(-wanted * height * width // threads),), threads, arguments))
         first += wanted
@@ -102,7 +102,7 @@ def checked(sampler: Sampler) -> OnDevice:
 
 
 def solved(sampler: Sampler, conditions: Conditions, z: Any, w: Any, label: int | None,
-           then: Callable[[DeviceArray], None]) -> Solved:  # fmt: skip
+           then: Callable[[DeviceArray], None]) -> Solved:
     """``then`` is given w when the solve has been started, to put more work behind it."""
     stepper = checked(sampler)
     if (z is None) == (w is None):
@@ -131,7 +131,7 @@ def solved(sampler: Sampler, conditions: Conditions, z: Any, w: Any, label: int 
 
 
 def started(sampler: Sampler, conditions: Sequence[Condition | str], width: int, in_w: bool,
-            label: int | None) -> list[Start]:  # fmt: skip
+            label: int | None) -> list[Start]:
     """A start for each row, of which all but the latent counts; rows with the same condition share one."""
     one_of, here = {}, np.zeros(width, np.float32)
     for text in dict.fromkeys(conditions):

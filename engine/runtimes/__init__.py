@@ -143,7 +143,7 @@ AUTO = {"cpu": ("native", "onnxruntime"), "cuda": ("tensorrt", "tensorrt_rtx", "
 
 
 def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", threads: int = 0,
-                 precision: str | None = None) -> Runtime:  # fmt: skip
+                 precision: str | None = None) -> Runtime:
     """Open ``bundle`` on the runtime ``name``; 'auto' takes the first of the device's AUTO that is installed.
 
     threads, precision   0 and None: the runtime's own choice

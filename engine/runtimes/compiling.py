@@ -51,7 +51,7 @@ LIBRARIES = {
     "tensorrt_rtx": Library("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx",
                             groups=(("sm80", "sm86", "sm89", "sm120"), ("sm121",)),
                             flags=("REQUIRE_USER_ALLOCATION",)),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Plan:
     def stem(self) -> str:
         rows = "-".join(map(str, self.rows))
         return (f"synthesis.{self.library}-{self.version}.{self.target}.{self.precision}.rows{rows}"
-                f".{self.graph[:DIGITS]}")  # fmt: skip
+                f".{self.graph[:DIGITS]}")
 
     def file(self, content: bytes) -> str:
         return f"{self.stem}.{hashlib.sha256(content).hexdigest()[:DIGITS]}.plan"
@@ -93,7 +93,7 @@ def load(library: str) -> tuple[Any, Any]:
         trt = import_module(about.package)
     except ImportError as error:
         raise MissingRuntime(f"{about.title} is not installed ({error}); install it with: "
-                             f"pip install 'lace-engine[{about.extra}]'") from error  # fmt: skip
+                             f"pip install 'lace-engine[{about.extra}]'") from error
 
     class Messages(trt.ILogger):
         def __init__(self):

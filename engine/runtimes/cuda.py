@@ -7,6 +7,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.bundle import Bundle
+from engine.cuda.compile import BLOCKS, CompileError, build
 from engine.cuda.driver import VERSION, Device
 from engine.cuda.engine import Engine
 from engine.cuda.field import CudaField, OnDevice
@@ -14,7 +15,6 @@ from engine.cuda.settings import has_kernel
 from engine.errors import BackendError
 from engine.runtimes.decoding import Decoder, Pictures, noise_sides, picture_precision, pictures_in
 from engine.solvers import Solver
-from kernels.compile import BLOCKS, CompileError, build
 
 
 class CudaRuntime:
@@ -56,7 +56,7 @@ class CudaRuntime:
 
 def open_bundle(bundle: Bundle, *, name: str = "cuda", device: str = "cuda", threads: int = 0,
                 precision: str | None = None, decoder: Callable[[Device], Decoder] | None = None,
-                version: str = "") -> CudaRuntime:  # fmt: skip
+                version: str = "") -> CudaRuntime:
     """precision   of the operands in a solve: 'fp32' (default), 'tf32' or 'fp16', always summed in float32
     decoder        makes the decoder of pictures; the default is ONNX Runtime's CUDA provider
     """

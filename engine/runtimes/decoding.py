@@ -91,7 +91,7 @@ class Pictures:
     """
 
     def __init__(self, bundle: Bundle, device: "Device", make: Callable[["Device"], Decoder],
-                 kernel: tuple[Any, int] | None = None):  # fmt: skip
+                 kernel: tuple[Any, int] | None = None):
         self.bundle, self.device, self.make, self.kernel = bundle, device, make, kernel
         # The decoder's memory serves one call at a time.
         self.lock = Lock()
@@ -132,7 +132,7 @@ class Pictures:
         assert self.kernel is not None, "pixels needs its kernel"
         kernel, threads = self.kernel
         arguments = (ctypes.c_void_p(self.decoder.addresses[IMAGE]), ctypes.c_void_p(self.bytes.address),
-                     ctypes.c_int(rows), ctypes.c_int(channels), ctypes.c_int(area))  # fmt: skip
+                     ctypes.c_int(rows), ctypes.c_int(channels), ctypes.c_int(area))
         self.device.launch(Launch("pixels_f32", kernel, (-(-rows * area // threads),), threads, arguments))
 
     def decode(self, ws: Array, noises: Mapping[str, Array] | None, fetch: Callable[[slice], None]) -> None:

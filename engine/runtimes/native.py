@@ -11,6 +11,8 @@ from engine.batch import RUNNING, Batch
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.flow import Flow
+from engine.native.library import CpuField, CpuNetwork, NotBuilt
+from engine.native.rows import SLOTS, Columns, CpuRows
 from engine.routing import Inputs
 from engine.runtimes import ALL, Linearise, MissingRuntime
 from engine.runtimes.onnxruntime import OnnxRuntime
@@ -18,8 +20,6 @@ from engine.solvers import Solver
 from engine.solvers.compiled import numbers, packed
 from engine.solvers.gauss_newton import GaussNewton
 from engine.tape import by_tape
-from kernels.cpu.library import CpuField, CpuNetwork, NotBuilt
-from kernels.cpu.rows import SLOTS, Columns, CpuRows
 
 # By precision: whether cotangents are bfloat16.
 PRECISIONS = {"fp32": False, "bf16-jacobian": True}
@@ -39,14 +39,14 @@ class NativeField:
         self.rows: CpuRows | None = None
 
     def run_linearise(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, tuple[Array, Array]],
-                      pair_row: Array, source: Array, near_row: Array, near_anchor: Array):  # fmt: skip
+                      pair_row: Array, source: Array, near_row: Array, near_anchor: Array):
         """See engine.runtimes.Linearise."""
         pairs = pair_row, source, near_row, near_anchor
         w, found, jacobian = self.field.forward(z, psi, label, heads, pairs=pairs)
         return w, {name: logits for name, (logits, _) in found.items()}, jacobian
 
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
-                some: Mapping[str, Array] = ALL):  # fmt: skip
+                some: Mapping[str, Array] = ALL):
         wanted = {name: (some.get(name), seeds) for name, seeds in heads.items()}
         w, found, _ = self.field.forward(z, psi, label, wanted, is_w=self.in_w, slopes=True)
         return w, found

@@ -46,10 +46,10 @@ class GraphField:
         self.linearise: Linearise | None = self.run_linearise if has_it else None
 
     def run_linearise(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, tuple[Array, Array]],
-                      pair_row: Array, source: Array, near_row: Array, near_anchor: Array):  # fmt: skip
+                      pair_row: Array, source: Array, near_row: Array, near_anchor: Array):
         """See engine.runtimes.Linearise."""
         feeds = {"z": z, "psi": psi, "pair_row": pair_row, "source": source, "near_row": near_row,
-                 "near_anchor": near_anchor}  # fmt: skip
+                 "near_anchor": near_anchor}
         if label is not None:
             feeds["label"] = label
         for name, head in self.graphs.bundle.heads.items():
@@ -59,7 +59,7 @@ class GraphField:
         return found["w"], {name: found[f"logits.{name}"] for name in heads}, found["jacobian"]
 
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
-                some: Mapping[str, Array] = ALL):  # fmt: skip
+                some: Mapping[str, Array] = ALL):
         w = z if self.in_w else self.map(z, psi, label)
         found = {}
         for name, seeds in heads.items():
@@ -106,7 +106,7 @@ def require_cuda() -> None:
     """Raises MissingRuntime if the package that is installed was built without the CUDA provider."""
     if CUDA not in ort.get_available_providers():
         raise MissingRuntime(f"onnxruntime {ort.__version__} has no {CUDA} here: install it with: pip uninstall "
-                             "onnxruntime && pip install 'lace-engine[gpu]'")  # fmt: skip
+                             "onnxruntime && pip install 'lace-engine[gpu]'")
 
 
 @cache
@@ -140,7 +140,7 @@ def open_session(path: Path, threads: int, cuda: Mapping[str, Any] | None = None
         raise BackendError(f"onnxruntime {ort.__version__} cannot open {path}: {error}") from error
     if cuda is not None and CUDA not in session.get_providers():
         raise BackendError(f"onnxruntime {ort.__version__} could not start its {CUDA}: are the CUDA 13 libraries and "
-                           "the NVIDIA driver there? See: pip install 'lace-engine[gpu]'")  # fmt: skip
+                           "the NVIDIA driver there? See: pip install 'lace-engine[gpu]'")
     return session
 
 
@@ -159,7 +159,7 @@ class CudaDecoder:
     name, version = "onnxruntime", ort.__version__
 
     def __init__(self, bundle: Bundle, device: "Device", *, precision: str | None = None,
-                 rows: tuple[int, ...] = sizes(ROWS[0], ROWS[-1])):  # fmt: skip
+                 rows: tuple[int, ...] = sizes(ROWS[0], ROWS[-1])):
         self.rows, self.precision = rows, picture_precision(bundle, precision)
         self.buffers = Buffers(bundle, device, rows[0])
         self.addresses = self.buffers.addresses

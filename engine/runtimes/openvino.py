@@ -36,9 +36,9 @@ class OpenVinoRuntime:
         self.core, self.lock = ov.Core(), Lock()
         if half and not has_bf16(self.core):
             raise BackendError(f"precision {precision!r}: this processor has no bfloat16 instructions, without which "
-                               "it is slower than fp32: leave precision out")  # fmt: skip
+                               "it is slower than fp32: leave precision out")
         self.options = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": threads,
-                        "INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}  # fmt: skip
+                        "INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
         self.model: ov.CompiledModel | None = None
         self.idle: list[ov.InferRequest] = []
         self.solving = solving(bundle, threads, precision)

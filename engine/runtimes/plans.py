@@ -31,7 +31,7 @@ THIS_GPU = "gpu"
 
 
 def plan_of(bundle: Bundle, library: str, wanted: str, *, precision: str | None = None,
-            rows: tuple[int, int, int] = ROWS) -> Plan:  # fmt: skip
+            rows: tuple[int, int, int] = ROWS) -> Plan:
     """The plan for a target. ``precision``: None, or 'tf32' where the graph is float32."""
     version = load(library)[0].__version__
     graph = bundle.files[bundle.graph("synthesis").name]["sha256"]
@@ -80,7 +80,7 @@ def installed() -> list[str]:
             found.append(name)
     if not found:
         raise MissingRuntime("neither TensorRT nor TensorRT-RTX is installed: pip install 'lace-engine[tensorrt]', or "
-                             "'lace-engine[tensorrt-rtx]' for GeForce RTX and RTX PRO")  # fmt: skip
+                             "'lace-engine[tensorrt-rtx]' for GeForce RTX and RTX PRO")
     return found
 
 

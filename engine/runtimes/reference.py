@@ -10,8 +10,8 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
+from engine.reference import field as twin
 from engine.runtimes import ALL
-from kernels import field as twin
 
 NO_PICTURES = "runtime 'numpy' only solves; to decode pictures choose runtime='onnxruntime'"
 
@@ -26,7 +26,7 @@ class ReferenceField:
         self.hidden: list[Array] = []
 
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
-                some: Mapping[str, Array] = ALL):  # fmt: skip
+                some: Mapping[str, Array] = ALL):
         self.z, self.psi = z.astype(np.float64), psi.astype(np.float64)
         if self.in_w:
             w = self.z

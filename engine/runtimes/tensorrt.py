@@ -34,7 +34,7 @@ class TensorRtDecoder:
     """
 
     def __init__(self, bundle: Bundle, library: str, device: "Device", *, precision: str | None = None,
-                 rows: tuple[int, int, int] = ROWS):  # fmt: skip
+                 rows: tuple[int, int, int] = ROWS):
         self.bundle, self.device, self.about = bundle, device, LIBRARIES[library]
         self.gpu = capability(device)
         self.trt, self.messages = load(library)
@@ -147,4 +147,4 @@ def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precisi
         return TensorRtDecoder(bundle, name, gpu, precision=pictures_in(bundle, precision))
 
     return cuda.open_bundle(bundle, name=name, device=device, threads=threads, precision=precision, decoder=decoder,
-                            version=trt.__version__)  # fmt: skip
+                            version=trt.__version__)

@@ -7,10 +7,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.clock import BETA, CLOCKS, T_START
+from engine.layout import pack
 from engine.solvers import control, gauss_newton, runge_kutta
 from engine.solvers.gauss_newton import GaussNewton
 from engine.solvers.runge_kutta import RungeKutta
-from kernels.layout import pack
 
 # A tape's program as integers. A service whose conditions are always new gains nothing by more of them.
 packed = lru_cache(maxsize=64)(pack)
@@ -37,7 +37,7 @@ def gauss_newton_numbers(solver: GaussNewton) -> dict[str, float]:
         "reach_shrink": gauss_newton.REACH_SHRINK, "reach_grow": gauss_newton.REACH_GROW,
         "near_stretch": gauss_newton.NEAR_STRETCH,
         "fixed_power": gauss_newton.FIXED_POWER, "rate": 1.0,
-    }  # fmt: skip
+    }
 
 
 def runge_kutta_numbers(solver: RungeKutta, length: float) -> dict[str, float]:
@@ -52,7 +52,7 @@ def runge_kutta_numbers(solver: RungeKutta, length: float) -> dict[str, float]:
         "stages": len(solver.tableau.b), "fsal": solver.tableau.is_fsal,
         "proportional": runge_kutta.PROPORTIONAL / order,
         "integral": runge_kutta.INTEGRAL / order, "rate": rate[0], "rate_slope": rate[1],
-    }  # fmt: skip
+    }
 
 
 def tableau(solver: GaussNewton | RungeKutta) -> Array:

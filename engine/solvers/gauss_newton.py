@@ -178,7 +178,7 @@ class GaussNewton:
         r = columns.max()
         h, passes = self.choose(batch, part)
         linear = Linear(batch.jacobian[part, :r], batch.gradient[part], batch.curvature[part, :r, :r],
-                        *self.rates(batch, part, h))  # fmt: skip
+                        *self.rates(batch, part, h))
         short = linear.powers(h[:, None, None] * JUDGED)
         moved, doubt = linear.expand(short[:, :2])
         return Trial(rows, batch.z[part] + moved, h, passes, linear, short[:, 2], root_mean_square(doubt))

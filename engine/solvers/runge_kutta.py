@@ -88,7 +88,7 @@ class RungeKutta:
         return slopes, gradient if tableau.is_fsal else None
 
     def decide(self, flow: Flow, batch: Batch, rows: Array, trial: Array, h: Array, error: Array,
-               end: Array | None) -> None:  # fmt: skip
+               end: Array | None) -> None:
         """Accept or reject each row's trial, set its next step and status."""
         finite = np.isfinite(error) & np.isfinite(trial).all(axis=1)
         accepted = finite & (error <= 1)

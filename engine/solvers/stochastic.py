@@ -15,7 +15,7 @@ from engine.batch import Batch, Status
 from engine.clock import BETA, T_END
 from engine.errors import SolveError
 from engine.flow import Flow
-from kernels.noise import normals_many
+from engine.reference.noise import normals_many
 
 
 def draw(batch: Batch, rows: Array, stream: Array) -> Array:

@@ -118,7 +118,7 @@ BOSH3 = Tableau(
     _rationals("2/9", "1/3", "4/9", "0"),
     _rationals("-5/72", "1/12", "1/9", "-1/8"),
     "Bogacki and Shampine 1989, Appl. Math. Lett. 2(4)",
-)  # fmt: skip
+)
 
 _DOPRI5_B = _rationals("35/384", "0", "500/1113", "125/192", "-2187/6784", "11/84", "0")
 # Shampine's embedded weights, which torchdiffeq uses; the classical ones start with 5179/57600.
@@ -137,7 +137,7 @@ DOPRI5 = Tableau(
     _DOPRI5_B,
     tuple(b - e for b, e in zip(_DOPRI5_B, _DOPRI5_EMBEDDED, strict=True)),
     "Dormand and Prince 1980, J. Comput. Appl. Math. 6(1); Shampine 1986, Math. Comp. 46",
-)  # fmt: skip
+)
 
 _TSIT5_B = (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774)
 
@@ -155,6 +155,6 @@ TSIT5 = Tableau(
     (-0.00178001105222577714, -0.0008164344596567469, 0.007880878010261995, -0.1447110071732629,
      0.5823571654525552, -0.45808210592918697, 1 / 66),
     "Tsitouras 2011, Comput. Math. Appl. 62(2)",
-)  # fmt: skip
+)
 
 TABLEAUS = {t.name: t for t in (EULER, MIDPOINT, HEUN, RK4, HEUN_EULER, BOSH3, DOPRI5, TSIT5)}

@@ -64,7 +64,7 @@ def build_synthesis(arrays: Dict[str, np.ndarray], w_dim: int, conv_clamp: float
         w_dim, channels, img_channels=axis(arrays, f"synthesis.b{resolutions[-1]}.torgb.weight", 0, 4),
         architecture=architecture, use_noise=any(name.endswith(".noise_const") for name in arrays),
         conv_clamp=conv_clamp,
-    )  # fmt: skip
+    )
 
 
 def check_filter(name: str, kernel: np.ndarray) -> None:
@@ -86,7 +86,7 @@ def load_strictly(module: nn.Module, arrays: Dict[str, np.ndarray]) -> None:
     for name in filters & set(arrays):
         check_filter(name, arrays[name])
     misshapen = [f"{n} {arrays[n].shape} instead of {tuple(t.shape)}" for n, t in target.items()
-                 if n in arrays and arrays[n].shape != tuple(t.shape)]  # fmt: skip
+                 if n in arrays and arrays[n].shape != tuple(t.shape)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
         text = "; ".join(f"{kind}: {named_list(names)}" for kind, names in problems.items() if names)
@@ -103,7 +103,7 @@ def load_strictly(module: nn.Module, arrays: Dict[str, np.ndarray]) -> None:
 def stylegan2_parts(
     arrays: Dict[str, np.ndarray], *, source: str, lr_multiplier: float = 0.01, conv_clamp: float | None = None,
     num_fp16_res: int = 0,
-) -> Parts:  # fmt: skip
+) -> Parts:
     """Modules and facts in one go, ready for use."""
     mapping, synthesis = stylegan2_from_state(arrays, lr_multiplier=lr_multiplier, conv_clamp=conv_clamp)
     for module in (mapping, synthesis):
@@ -113,5 +113,5 @@ def stylegan2_parts(
         z_dim=mapping.z_dim, w_dim=mapping.w_dim, c_dim=mapping.c_dim, num_ws=synthesis.num_ws,
         resolution=synthesis.resolution, img_channels=synthesis.img_channels, source=source,
         num_fp16_res=num_fp16_res, conv_clamp=conv_clamp,
-    )  # fmt: skip
+    )
     return Parts(mapping, synthesis, facts)

@@ -218,7 +218,7 @@ class Block(nn.Module):
     resample_filter: Tensor
 
     def __init__(self, n_in: int, n_out: int, w_dim: int, resolution: int, img_channels: int, *, architecture: str,
-                 is_last: bool, use_noise: bool):  # fmt: skip
+                 is_last: bool, use_noise: bool):
         super().__init__()
         self.resolution, self.architecture = resolution, architecture
         self.dtype = torch.float32
@@ -266,7 +266,7 @@ class Synthesis(nn.Module):
     """
 
     def __init__(self, w_dim: int, channels: Dict[int, int], *, img_channels: int = 3, architecture: str = "skip",
-                 use_noise: bool = True, conv_clamp: float | None = None):  # fmt: skip
+                 use_noise: bool = True, conv_clamp: float | None = None):
         super().__init__()
         if architecture not in ("skip", "resnet", "orig"):
             raise ValueError(f"unknown architecture {architecture!r}: expected skip, resnet or orig")
@@ -276,7 +276,7 @@ class Synthesis(nn.Module):
         previous = 0
         for r in self.resolutions:
             block = Block(previous, channels[r], w_dim, r, img_channels, architecture=architecture,
-                          is_last=r == self.resolution, use_noise=use_noise)  # fmt: skip
+                          is_last=r == self.resolution, use_noise=use_noise)
             setattr(self, f"b{r}", block)
             previous = channels[r]
         self.num_ws = 2 * len(self.resolutions)

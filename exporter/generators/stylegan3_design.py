@@ -165,7 +165,7 @@ def _layer(schedule: _Schedule, i: int, *, kernel: int, radial: bool, num_fp16_r
 
 
 def design(resolution: int, *, config: str = "T", channel_base: int | None = None, channel_max: int | None = None,
-           w_dim: int = 512, img_channels: int = 3, num_fp16_res: int = 4) -> Plan:  # fmt: skip
+           w_dim: int = 512, img_channels: int = 3, num_fp16_res: int = 4) -> Plan:
     """A fresh network by the paper's rules.
 
     config   'T' (3x3 convolutions, separable filters; base 32768, at most 512 channels) or

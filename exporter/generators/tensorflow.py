@@ -26,7 +26,7 @@ NO_EFFECT = """
 # Options with one supported value, and its default.
 FIXED = {
     "mapping_nonlinearity": "lrelu", "nonlinearity": "lrelu", "normalize_latents": True, "dlatent_broadcast": None,
-}  # fmt: skip
+}
 USED = ("mapping_lrmul", "conv_clamp", "num_fp16_res", "architecture", "resample_kernel")
 MAX_DEPTH = 8
 
@@ -141,7 +141,7 @@ def convert(variables: Dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 LEAVES = {"weight": "weight", "bias": "bias", "mod_weight": "affine.weight", "mod_bias": "affine.bias",
-          "noise_strength": "noise_strength"}  # fmt: skip
+          "noise_strength": "noise_strength"}
 
 
 def rename(name: str, resolution: int) -> str | None:

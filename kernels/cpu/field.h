@@ -1,6 +1,6 @@
 // The field on a CPU: mapping and heads forwards, slopes of the wanted logits, and their way back to z, in one call.
 //
-// kernels/field.py is the twin and tells what each part computes. The threads of a pool go through an evaluation
+// engine/reference/field.py is the twin and tells what each part computes. The threads of a pool go through an evaluation
 // together, level by level. Products are split by panels of the weights, so that each is read once; all else by rows.
 // What goes backwards is float, or half where T is.
 #pragma once

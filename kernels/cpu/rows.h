@@ -37,7 +37,7 @@ struct Slots {
     int32_t *status, *counters;
 };
 
-// A tape: numbers of its columns among the readable ones; code (nodes, 4), see kernels.layout.pack.
+// A tape: numbers of its columns among the readable ones; code (nodes, 4), see engine.layout.pack.
 struct Says {
     int64_t columns, nodes, parameters;
     const int32_t *column, *code;

@@ -1,0 +1,94 @@
+"""The field, written to be believed: mapping and heads forwards, Jacobians and the pullback.
+
+The ONNX graphs and every later kernel are judged by this file. All functions work in the precision of the
+tensors they are given, and allocate freely.
+
+Karras et al., CVPR 2020 (mapping); Nie, Vahdat, Anandkumar, NeurIPS 2021 (heads).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy import ndarray as Array
+
+SLOPE = 0.2
+MOMENT_EPSILON = 1e-8
+
+
+def leaky(x: Array) -> Array:
+    return np.where(x > 0, x, SLOPE * x)
+
+
+def slope(activation: Array) -> Array:
+    """Derivative of the leaky ReLU, read off the sign of its output."""
+    return np.where(activation > 0, 1.0, SLOPE).astype(activation.dtype)
+
+
+def second_moment(z: Array) -> tuple[Array, Array]:
+    """z (rows, d) -> z / s and s (rows, 1), with s = sqrt(mean z^2 + MOMENT_EPSILON)."""
+    s = np.sqrt(np.mean(z * z, axis=1, keepdims=True) + MOMENT_EPSILON)
+    return z / s, s
+
+
+def layers(tensors: Mapping[str, Array], prefix: str) -> list[tuple[Array, Array]]:
+    """The (weight (out, in), bias (out,)) pairs named ``prefix.{i}.weight``."""
+    found = []
+    while f"{prefix}.{len(found)}.weight" in tensors:
+        i = len(found)
+        found.append((tensors[f"{prefix}.{i}.weight"], tensors[f"{prefix}.{i}.bias"]))
+    return found
+
+
+def mapping(
+    tensors: Mapping[str, Array], z: Array, psi: Array, label: Array | None = None
+) -> tuple[Array, list[Array]]:
+    """z (rows, z_dim), psi (rows, 1), label (rows,) -> truncated w (rows, w_dim), hidden activations."""
+    x, _ = second_moment(z)
+    if "mapping.embedding" in tensors:
+        x = np.concatenate([x, tensors["mapping.embedding"][label]], axis=1)
+    hidden = []
+    for weight, bias in layers(tensors, "mapping"):
+        x = leaky(x @ weight.T + bias)
+        hidden.append(x)
+    average = tensors["mapping.w_avg"]
+    return average + psi * (x - average), hidden
+
+
+def head(stack: Sequence[tuple[Array, Array]], x: Array) -> tuple[Array, list[Array]]:
+    """x (rows, dim) -> logits (rows, C), hidden activations. The last layer is linear."""
+    hidden = []
+    for weight, bias in stack[:-1]:
+        x = leaky(x @ weight.T + bias)
+        hidden.append(x)
+    weight, bias = stack[-1]
+    return x @ weight.T + bias, hidden
+
+
+def head_rows(
+    stack: Sequence[tuple[Array, Array]], hidden: Sequence[Array], seeds: Array, *, rows: int | None = None
+) -> Array:
+    """Rows of the Jacobian of ``seeds @ logits``.
+
+    seeds (k, C): one row per wanted combination of logits;  returns (rows, k, dim)
+    rows: needed for a linear head only, which has no hidden activations to tell it
+    """
+    count = hidden[0].shape[0] if rows is None else rows
+    cotangent = np.broadcast_to((seeds @ stack[-1][0])[None], (count, len(seeds), stack[-1][0].shape[1]))
+    for (weight, _), activation in zip(reversed(stack[:-1]), reversed(hidden), strict=True):
+        cotangent = (cotangent * slope(activation)[:, None, :]) @ weight
+    return cotangent
+
+
+def pullback(tensors: Mapping[str, Array], z: Array, psi: Array, hidden: Sequence[Array], cotangent: Array) -> Array:
+    """cotangent (rows, r, w_dim) on the truncated w -> (rows, r, z_dim) on z.
+
+    The normalisation contributes ``(g - x (x . g) / d) / s``: it removes the radial part (up to the 1e-8 in
+    s), which is why |z| is conserved along the flow.
+    """
+    g = cotangent * psi[:, :, None]
+    for (weight, _), activation in zip(reversed(layers(tensors, "mapping")), reversed(hidden), strict=True):
+        g = (g * slope(activation)[:, None, :]) @ weight
+    x, s = second_moment(z)
+    g = g[:, :, : z.shape[1]]
+    radial = np.einsum("rkd,rd->rk", g, x) / z.shape[1]
+    return (g - radial[:, :, None] * x[:, None, :]) / s[:, :, None]

@@ -1,1 +1,0 @@
-"""Kernels and their numpy twins."""

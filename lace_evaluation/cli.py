@@ -1,0 +1,214 @@
+"""lace-eval: do a bundle's pictures show what was asked for?"""
+
+import argparse
+import difflib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engine.bundle import sha256
+from engine.cli.console import CHECK_FAILED, EXIT_CODES, OK, guarded, parse, write_json
+from engine.cli.options import UsageError, add_sampler_options, open_sampler, positive, seed
+from engine.folders import writing_folder
+from engine.reference.noise import SEED_LIMIT
+from engine.sampler import Sampler, find_bundle
+from lace_evaluation import OURS, SUITES, show
+from lace_evaluation import goal_report as report
+from lace_evaluation.goal import evaluate, summarise
+from lace_evaluation.questions import CONDITIONS, check_judge, conditions_for
+from lace_trainer import judges
+
+if TYPE_CHECKING:
+    from lace_evaluation.runner import Eyes, Progress
+
+GOAL, ALL = "goal", "all"
+COUNT, SUITE_COUNT = 256, 192
+CHOICES = (GOAL, *SUITES, ALL)
+# Of a solver; they make no sense for another one.
+SOLVER_SETTINGS = ("rtol", "atol", "steps", "max_evaluations", "clock")
+EPILOG = f"""suites:
+  goal         a fixed list of one, two and three attributes, or --condition; the default
+  conditional  one, two, three and all attributes beside the baselines: ACC, FID, cost
+  editing      the paper's sequential protocol: ACC, identity, what else changed
+  zero-shot    combinations rarer than 1 in 1,000 among plain samples
+  logic        AND, OR, NOT, nested, bounds: product logic and the paper's
+  solvers      accuracy, energy and distance from a converged solution against evaluations
+  all          all but goal
+A run of the suites that was stopped goes on where it was when it is started again with the same options.
+A missed goal is a result, not an error: it is told and the exit code is 0. With --compare the exit code is 1 if a
+metric of the second report is worse by more than chance.
+
+{EXIT_CODES}"""
+
+
+def suite(text: str) -> str:
+    if text not in CHOICES:
+        near = difflib.get_close_matches(text, CHOICES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise argparse.ArgumentTypeError(f"there is no suite {text!r}; {hint}there are: {', '.join(CHOICES)}")
+    return text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lace-eval", allow_abbrev=False, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Judge a bundle's pictures with an image classifier that had no part in training the heads.",
+    )
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", nargs="?", help="a folder made by lace-export, or demo")
+    add("--suite", type=suite, default=GOAL, metavar="NAME", help=f"{', '.join(CHOICES)} ({GOAL})")
+    add("--compare", nargs=2, type=Path, metavar="REPORT", help="two reports of the suites, and nothing else")
+    add("--judge", type=Path, default=judges.JUDGE, metavar="FILE", help="a classifier of lace-train (the package's)")
+    add("--identity", type=Path, default=judges.IDENTITY, metavar="FILE", help="an identity network (the package's)")
+    add("--count", type=positive, metavar="N", help=f"pictures of every condition ({COUNT}; the suites {SUITE_COUNT})")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first; the others follow (0)")
+    add("--label", type=int, metavar="N", help="class of a conditional generator")
+    add("--condition", nargs="+", action="extend", default=[], metavar="TEXT", help="ask this instead of the list")
+    add("--out", metavar="DIR", help="folder for the report and its pictures (the suite goal needs none)")
+    add("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
+    add("--json", action="store_true", help="write report.json to standard output instead of tables")
+    add_sampler_options(parser)
+    return parser
+
+
+def open_judge(path: Path, sampler: Sampler) -> tuple:
+    """The classifier, and its hash and facts for the report; refused where it could not be impartial."""
+    from lace_trainer.judges.classifier import load
+
+    judge, digest = load(path), sha256(path)
+    for attribute in sampler.bundle.attributes.values():
+        if digest in dict(attribute.provenance).get("trained_on", {}).get("labellers", ()):
+            raise UsageError(
+                f"{path} labelled the pictures on which the head of {attribute.name!r} was trained: it cannot judge "
+                "it; give --judge a classifier of another --role"
+            )
+    drawn, read = sampler.bundle.generator.resolution, judge.shape.size
+    if drawn != read:
+        raise UsageError(f"the generator draws {drawn} px, the judge {path} reads {read} px: give --judge a classifier "
+                         "of the generator's pictures")
+    facts = {key: judge.metadata[key] for key in ("role", "data", "accuracy") if key in judge.metadata}
+    return judge, {"hash": digest, **facts}
+
+
+def open_eyes(options: argparse.Namespace, sampler: Sampler) -> "Eyes":
+    """Who judges the suites."""
+    from lace_evaluation.runner import Eyes
+    from lace_trainer.judges import identity
+
+    judge, judge_facts = open_judge(options.judge, sampler)
+    check_judge(judge, sampler.bundle.attributes, sampler.bundle.attributes)
+    network = identity.load(options.identity)
+    facts = {key: network.metadata[key] for key in ("verification",) if key in network.metadata}
+    return Eyes(judge, network, judge_facts, {"hash": sha256(options.identity), **facts})
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator["Progress"]:
+    """A bar on standard error, to be told (done, total, what is being done)."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total, text: bar.update(task, completed=done, total=total or None, description=text)
+
+
+def run_goal(options: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    target = nullcontext() if options.out is None else writing_folder(
+        options.out, marker=report.REPORT, overwrite=options.overwrite, error=UsageError)
+    with target as folder:
+        sampler = open_sampler(options)
+        judge, judge_facts = open_judge(options.judge, sampler)
+        conditions = conditions_for(sampler, judge, options.condition)
+        with progress_bar("judging") as progress:
+            results, pictures = evaluate(sampler, judge, conditions, count=options.count, seed=options.seed,
+                                         label=options.label, progress=progress)
+        summaries = summarise(results)
+        asked = {result.condition for result in results}
+        left_out = [] if options.condition else [text for text in CONDITIONS if text not in asked]
+        facts = report.document(sampler, judge_facts, results, summaries, left_out=left_out, count=options.count,
+                                seed=options.seed, seconds=time.perf_counter() - began)
+        if folder is not None:
+            report.write(folder, facts, results, summaries, pictures)
+    if options.json:
+        write_json(json.dumps(facts, indent=1))
+        return OK
+    show.conditions(results, summaries, facts, Console())
+    if options.out:
+        Console().print(f"written: {options.out}", highlight=False, markup=False, soft_wrap=True)
+    return OK
+
+
+def open_variant(options: argparse.Namespace, **changes) -> Sampler:
+    """The sampler of the command line, with other settings for what is compared with it."""
+    reset = dict.fromkeys(SOLVER_SETTINGS) if "solver" in changes else {}
+    return open_sampler(argparse.Namespace(**{**vars(options), **reset, **changes}))
+
+
+def run_suites(options: argparse.Namespace) -> int:
+    from lace_evaluation import runner
+
+    if options.condition:
+        raise UsageError("--condition is asked by the suite goal only: leave it out, or choose --suite goal")
+    if options.out is None:
+        raise UsageError("the suites write a folder of tables and pictures: give --out DIR")
+    runner.check_packages()
+    from lace_evaluation import report as suites_report  # it imports the packages that were just looked for
+
+    out = runner.prepare(options.out, overwrite=options.overwrite)
+    opened = argparse.Namespace(**{**vars(options), "bundle": find_bundle(options.bundle)})
+    eyes = open_eyes(opened, open_sampler(opened))
+    names = list(SUITES) if options.suite == ALL else [options.suite]
+    with progress_bar("plain samples and renders") as progress:
+        run = runner.run(names, lambda **changes: open_variant(opened, **changes), eyes, out, count=options.count,
+                         seed=options.seed, label=options.label, progress=progress)
+        facts = suites_report.write(out, run, eyes)
+    if options.json:
+        write_json(json.dumps(facts, indent=1))
+        return OK
+    show.goals(facts, Console())
+    Console().print(f"written: {out / suites_report.PAGE}", highlight=False, markup=False, soft_wrap=True)
+    return OK
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    from lace_evaluation import compare
+
+    found = compare.compare(*map(compare.load, options.compare))
+    if options.json:
+        write_json(json.dumps([{**asdict(c), "difference": c.difference, "worse": c.worse} for c in found], indent=1))
+    else:
+        show.changes(compare.notable(found, OURS), len(found), Console())
+    return CHECK_FAILED if any(change.worse for change in found) else OK
+
+
+def run(options: argparse.Namespace) -> int:
+    import torch
+
+    if options.compare:
+        if options.bundle or options.suite != GOAL:
+            raise UsageError("--compare reads two reports that are there: leave BUNDLE and --suite out")
+        return run_compare(options)
+    if options.bundle is None:
+        raise UsageError("give BUNDLE, a folder made by lace-export or demo; or --compare A.json B.json")
+    options.count = options.count or (COUNT if options.suite == GOAL else SUITE_COUNT)
+    if options.seed + options.count > SEED_LIMIT:
+        raise UsageError("seed + count goes beyond 2**64: choose a smaller seed")
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    return run_goal(options) if options.suite == GOAL else run_suites(options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(build_parser(), arguments)
+    return guarded(lambda: run(options))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

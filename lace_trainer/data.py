@@ -1,0 +1,117 @@
+"""Training pictures: rendered faces with their exact labels, or a folder of pictures."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from engine.errors import LaceError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+CHUNK = 2000  # pictures made at once, and between two lines of the log
+
+
+def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write(temporary path)`` and move the result into place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """``np.save``, atomically."""
+
+    def write(temporary: Path) -> None:
+        # An open file, because np.save would append .npy to the temporary name.
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+
+    save_atomically(path, write)
+
+
+def pictures_file(path: Path, count: int, size: int, make: Callable[[slice], np.ndarray]) -> Tensor:
+    """Pictures (count, size, size, 3) uint8, mapped into memory from ``path``; made first if the file is not there.
+
+    make   rows -> their pictures; called for at most CHUNK rows, so that all of them never lie in memory
+    """
+
+    def write(temporary: Path) -> None:
+        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, size, size, 3))
+        for start in range(0, count, CHUNK):
+            end = min(start + CHUNK, count)
+            array[start:end] = make(slice(start, end))
+            log.info("%d of %d pictures at %d px", end, count, size)
+        array.flush()
+
+    if not path.exists():
+        save_atomically(path, write)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def rendered(count: int, size: int, seed: int, directory: Path) -> tuple[Tensor, np.ndarray]:
+    """Pictures of the procedural renderer, kept in ``directory``, and their exact labels.
+
+    returns   pictures (count, size, size, 3) uint8, labels (count, 12) float32 in the order of ATTRIBUTES
+    """
+    from lace_trainer.faces import render, sample_factors
+
+    factors = sample_factors(np.random.default_rng(seed), count)
+    path = Path(directory) / f"faces-{size}-{count}-{seed}.npy"
+    return pictures_file(path, count, size, lambda rows: render(factors[rows], size=size)), factors.labels
+
+
+def folder(directory: Path, size: int, cache: Path) -> Tensor:
+    """All pictures under a folder, centre-cropped and resized: (n, size, size, 3) uint8, in the order of their names.
+
+    Files without the suffix of a picture are left alone; a picture that cannot be read is an error that names it.
+    The result is kept in ``cache``, under a name made of the files' names, sizes and times.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise LaceError(f"there is no folder {directory}; expected render:COUNT (render:40000) or a folder of pictures")
+    files = sorted(p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise LaceError(f"no picture ({', '.join(SUFFIXES)}) under {directory}; give a folder that holds some")
+    key = hashlib.sha256()
+    for file in files:
+        facts = file.stat()
+        key.update(f"{file.relative_to(directory)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    path = Path(cache) / f"pictures-{size}-{len(files)}-{key.hexdigest()[:12]}.npy"
+    return pictures_file(path, len(files), size, lambda rows: np.stack([square(file, size) for file in files[rows]]))
+
+
+def square(file: Path, size: int) -> np.ndarray:
+    """The centre of a picture (size, size, 3) uint8, upright; what is transparent becomes white."""
+    try:
+        with Image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise LaceError(f"{file} has {opened.mode} pixels; expected 8 bits a channel: convert it")
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise LaceError(f"cannot read the picture {file}: {error}; mend it or take it out of the folder") from error
+
+
+def source(spec: str, size: int, seed: int, directory: Path) -> Tensor:
+    """``render:COUNT`` or a folder -> pictures (n, size, size, 3) uint8, kept in ``directory``."""
+    if not spec.startswith("render:"):
+        return folder(Path(spec), size, directory)
+    count = spec.removeprefix("render:").replace("_", "")
+    if not count.isdigit() or int(count) < 1:
+        raise LaceError(f"cannot read --data {spec!r}; expected render:COUNT (render:40000) or a folder of pictures")
+    return rendered(int(count), size, seed, directory)[0]

@@ -1,0 +1,91 @@
+"""What a training leaves behind: checkpoints, the best generator, sheets of samples, a log."""
+
+import json
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine.errors import LaceError
+from exporter.generators.stylegan2 import Generator
+from lace_trainer.data import save_atomically
+from lace_trainer.gan.score import sampled_features, to_pixels
+from lace_trainer.judges.classifier import Classifier
+from lace_trainer.judges.metrics import Moments, frechet_distance, moments
+
+if TYPE_CHECKING:
+    from lace_trainer.gan.training import Training
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fid:
+    """Fréchet distance during a training.
+
+    reference   moments of real pictures by ``judge``
+    samples     of the averaged generator
+    every       pictures between two measurements; they fall on checkpoints
+    """
+
+    judge: Classifier
+    reference: Moments
+    samples: int = 2000
+    every: int = 0
+
+    def __call__(self, generator: Generator) -> float:
+        found = sampled_features(self.judge, generator.mapping, generator.synthesis, self.samples)
+        return frechet_distance(self.reference, moments(found))
+
+
+def record(
+    training: "Training", directory: Path, report: dict[str, float], *, rate: float, fid: Fid | None, last: bool
+) -> None:
+    """Checkpoint, sheet of samples, line in the log; the generator as best.pt when its distance is the least so far."""
+    checkpoint = directory / "checkpoint.pt"
+    if not all(np.isfinite(value) for value in report.values()):
+        raise LaceError(f"the training diverged at {training.pictures} pictures: {report}; the last good state is "
+                        f"{checkpoint}; train with --precision fp32 or a lower learning rate")
+    if fid and (last or training.pictures - training.fid_at >= fid.every):
+        report = {**report, "fid": fid(training.ema)}
+        training.fid_at = training.pictures
+        if report["fid"] < training.best_fid:
+            training.best_fid = report["fid"]
+            save_best(training, directory / "best.pt")
+    save_atomically(checkpoint, lambda p: torch.save(training.state_dict(), p))
+    sheet(training.ema, directory / f"samples-{training.pictures // 10_000 * 10:04d}k.png")
+    line = {"pictures": training.pictures, "seconds": round(training.seconds, 1), "rate": round(rate, 1),
+            **{k: round(v, 4) for k, v in report.items()}}
+    log.info(json.dumps(line))
+    with open(directory / "log.jsonl", "a") as file:
+        file.write(json.dumps({**line, "machine": machine(training.device)}) + "\n")
+
+
+def save_best(training: "Training", path: Path) -> None:
+    """The averaged generator alone, in the form of a checkpoint: it can be exported and scored, not resumed."""
+    whole = training.state_dict()
+    state = {key: whole[key] for key in ("config", "step", "seconds", "machine", "best_fid", "ema")}
+    save_atomically(path, lambda p: torch.save(state, p))
+
+
+def sheet(generator: Generator, path: Path, *, count: int = 64, psi: float = 1.0, seed: int = 0) -> None:
+    """Write a PNG of uncurated samples, 8 to a row."""
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, generator.mapping.z_dim, generator=rng)
+    with torch.no_grad():
+        pixels = to_pixels(generator(z.to(generator.mapping.w_avg.device), psi=psi))
+    n, size = 8, pixels.shape[1]
+    grid = pixels.reshape(-1, n, size, size, 3).swapaxes(1, 2).reshape(-1, n * size, 3)
+    save_atomically(path, lambda p: Image.fromarray(grid).save(p, format="PNG"))
+
+
+def machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,1 @@
+"""Attribute heads on latents: labelled pairs, training, files."""
