@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engine import sources
 from engine.constants import constants
+from engine.folders import write_atomically
 
 HERE = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
@@ -76,7 +77,7 @@ def compiled(name: str, folder: Path) -> Path | None:
     place = library_path(name, folder)
     if place.exists():
         return place
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix="lace-build-") as scratch:
         partial = Path(scratch) / place.name
         (Path(scratch) / "constants.cuh").write_text(constants())
         source = sources.folder() / "cpu" / "library.cpp"
@@ -84,7 +85,8 @@ def compiled(name: str, folder: Path) -> Path | None:
         if subprocess.run([*command, "-o", str(partial)], check=False).returncode:
             sys.stderr.write(f"{compiler()} does not compile variant {name!r}: left out\n")
             return None
-        return partial.replace(place)
+        write_atomically(place, partial.read_bytes())
+        return place
 
 
 if __name__ == "__main__":

@@ -120,9 +120,9 @@ def train_gan(options: argparse.Namespace, report: Report) -> dict:
     from exporter.checkpoints import load_generator
     from lace_trainer.data import source
     from lace_trainer.gan.generator_file import export_generator
+    from lace_trainer.gan.loop import check_data, train
     from lace_trainer.gan.record import Fid
     from lace_trainer.gan.score import COUNT
-    from lace_trainer.gan.training import check_data, train
     from lace_trainer.judges.classifier import load
     from lace_trainer.judges.metrics import moments
 

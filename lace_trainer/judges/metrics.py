@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import LaceError
-from lace_trainer.data import save_array
+from engine.folders import write_atomically
 from lace_trainer.judges.classifier import Classifier, as_input
 
 REFERENCE_SEED = 7_700_001  # no training draws its pictures from this seed
@@ -136,7 +136,7 @@ def reference_features(
     parts = [features(judge, render(factors[i : i + CHUNK], size=size)) for i in range(0, count, CHUNK)]
     found = np.concatenate(parts)
     if path is not None:
-        save_array(path, found)
+        write_atomically(path, lambda file: np.save(file, found))
     return found
 
 
