@@ -180,7 +180,7 @@ def check_free(target: Path, marker: str, overwrite: bool, error: type[LaceError
     if not target.exists() or is_empty(target):
         return
     if not (target / marker).is_file():
-        raise error(f"{target} exists and has no {marker}: it is never overwritten; choose another --out")
+        raise error(f"{target} exists already and has no {marker}: it is never overwritten; choose another --out")
     if not overwrite:
         raise error(f"{target} exists already: choose another --out, or pass --overwrite")
 

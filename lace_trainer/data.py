@@ -47,18 +47,6 @@ def pictures_file(path: Path, count: int, size: int, make: Callable[[slice], np.
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
-def rendered(count: int, size: int, seed: int, directory: Path) -> tuple[Tensor, np.ndarray]:
-    """Pictures of the procedural renderer, kept in ``directory``, and their exact labels.
-
-    returns   pictures (count, size, size, 3) uint8, labels (count, 12) float32 in the order of ATTRIBUTES
-    """
-    from lace_trainer.faces import render, sample_factors
-
-    factors = sample_factors(np.random.default_rng(seed), count)
-    path = Path(directory) / f"faces-{size}-{count}-{seed}.npy"
-    return pictures_file(path, count, size, lambda rows: render(factors[rows], size=size)), factors.labels
-
-
 def folder(directory: Path, size: int, cache: Path) -> Tensor:
     """All pictures under a folder, centre-cropped and resized: (n, size, size, 3) uint8, in the order of their names.
 
@@ -92,13 +80,3 @@ def square(file: Path, size: int) -> np.ndarray:
             return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise LaceError(f"cannot read the picture {file}: {error}; mend it or take it out of the folder") from error
-
-
-def source(spec: str, size: int, seed: int, directory: Path) -> Tensor:
-    """``render:COUNT`` or a folder -> pictures (n, size, size, 3) uint8, kept in ``directory``."""
-    if not spec.startswith("render:"):
-        return folder(Path(spec), size, directory)
-    count = spec.removeprefix("render:").replace("_", "")
-    if not count.isdigit() or int(count) < 1:
-        raise LaceError(f"cannot read --data {spec!r}; expected render:COUNT (render:40000) or a folder of pictures")
-    return rendered(int(count), size, seed, directory)[0]

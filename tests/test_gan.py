@@ -12,8 +12,8 @@ from PIL import Image
 from engine.errors import BackendError, CheckpointError, LaceError
 from exporter.checkpoints import load_generator, training_record
 from lace_trainer import cli
-from lace_trainer.data import rendered
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import rendered
 from lace_trainer.gan import ada
 from lace_trainer.gan.config import GanConfig
 from lace_trainer.gan.feature_discriminator import FeatureDiscriminator

@@ -9,8 +9,10 @@ from PIL import Image
 
 from engine.errors import LaceError
 from lace_trainer import data
-from lace_trainer.data import folder, rendered, source
+from lace_trainer.data import folder
 from lace_trainer.faces import ATTRIBUTES, render, sample_factors
+from lace_trainer.faces.pictures import rendered
+from lace_trainer.gan.cli import source
 
 
 def test_equal_factors_give_equal_pictures():
