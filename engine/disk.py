@@ -38,7 +38,7 @@ ADVICE = {
 
 
 def write_error(what: object, error: OSError) -> WriteError:
-    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error)
     advice = ADVICE.get(error.errno or 0, "make sure that there is space and that you may write there")
     found = WriteError(f"cannot write {what}: {reason}; {advice}")
     found.errno = error.errno

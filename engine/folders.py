@@ -289,7 +289,7 @@ def recover(target: str | os.PathLike, marker: str) -> None:
         if not error.errno:  # somebody else is writing it
             raise
         raise WriteError(f"a killed run left the content of {target} in {left[0]}, and it cannot be moved back "
-                         f"({os.strerror(error.errno).lower()}): move it there yourself") from error
+                         f"({os.strerror(error.errno)}): move it there yourself") from error
 
 
 def settle(target: Path, marker: str) -> None:

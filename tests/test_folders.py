@@ -141,16 +141,16 @@ def test_lines_are_appended_whole_behind_the_last_whole_one(tmp_path):
 
 
 def test_B5_a_full_disk_is_an_error_that_says_what_was_written_and_what_to_do():
-    with pytest.raises(WriteError, match=r"cannot write /dev/full: no space left on device; free some space") as caught:
+    with pytest.raises(WriteError, match=r"cannot write /dev/full: No space left on device; free some space") as caught:
         write_atomically("/dev/full", b"x" * 100_000)
     assert caught.value.errno == errno.ENOSPC
     assert isinstance(caught.value, OSError)
 
 
 @pytest.mark.parametrize(("number", "words"), [
-    (errno.EROFS, "read-only file system; choose a place that is not read-only"),
-    (errno.EACCES, "permission denied; choose a place that you may write to"),
-    (errno.EDQUOT, "disk quota exceeded; free some of your quota"),
+    (errno.EROFS, "Read-only file system; choose a place that is not read-only"),
+    (errno.EACCES, "Permission denied; choose a place that you may write to"),
+    (errno.EDQUOT, "Disk quota exceeded; free some of your quota"),
 ])
 def test_B5_what_the_system_refuses_is_named(tmp_path, monkeypatch, number, words):
     real = os.open
@@ -192,9 +192,9 @@ for attempt in (folder, lambda: write_atomically(Path(sys.argv[1]) / "file", b"x
 """
     done = run(program, tmp_path)
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"cannot write {tmp_path}/out: file too large; "), done.stderr
+    assert first.startswith(f"cannot write {tmp_path}/out: File too large; "), done.stderr
     assert "ulimit -f" in first
-    assert second.startswith(f"cannot write {tmp_path}/file: file too large; ")
+    assert second.startswith(f"cannot write {tmp_path}/file: File too large; ")
     assert names(tmp_path) == []
 
 
