@@ -15,9 +15,11 @@ from numpy import ndarray as Array
 
 from engine.batch import Batch
 from engine.bundle import Bundle
+from engine.prior import Prior
 from engine.reference.tape import evaluate as interpret
 from engine.routing import Inputs, Routing, Use
 from engine.runtimes import Field
+from engine.spaces import Space
 from engine.tape import Tape
 
 # Routings that are kept. A batch whose rows share a condition needs one for each number of rows that are left; in a
@@ -49,10 +51,10 @@ class Point:
 
 
 class Flow:
-    """A field and the attributes it serves."""
+    """A field in a space of latents, the attributes it serves, and the prior of the latents."""
 
-    def __init__(self, field: Field, bundle: Bundle, *, in_w: bool = False):
-        self.in_w, self.bundle = in_w, bundle
+    def __init__(self, field: Field, bundle: Bundle, space: Space, prior: Prior):
+        self.bundle, self.space, self.prior = bundle, space, prior
         self.field, self.labels = field, bundle.generator.labels
         self.routings: dict[tuple[int, ...], Routing] = {}
         self.is_fused = False  # whether the last rows were linearised in one call
@@ -137,7 +139,7 @@ class Flow:
         for use, slope in zip(routing.uses, slopes, strict=True):
             target = on_w if self.bundle.heads[use.head].space == "w" else on_z
             target[use.pairs] = slope[use.local, use.k]
-        if not self.in_w:  # there z is w, and the distance counts once
+        if self.space.is_mapped:  # where z is w, the distance counts once
             on_w[routing.near_pair] = w[routing.near] - batch.anchor_w[rows[routing.near]]
         return w, logits, on_w, on_z
 
@@ -197,8 +199,8 @@ class Flow:
             return np.empty(0)
         some, here = rows[routing.near], routing.near
         near, dz, dw = batch.near[some], z[here] - batch.anchor_z[some], point.w[here] - batch.anchor_w[some]
-        if self.in_w:
-            dw = np.zeros_like(dw)  # there z is w, and the distance counts once
+        if not self.space.is_mapped:
+            dw = np.zeros_like(dw)  # z is w, and the distance counts once
         point.logp[here] -= near * ((dz * dz).sum(axis=1, dtype=float) + (dw * dw).sum(axis=1, dtype=float))
         scale = (-2 * near).astype(z.dtype)
         if len(point.gradient):

@@ -95,12 +95,12 @@ def relative(answer: Array, golden: Array) -> float:
 
 def check_field(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
     """w, every attribute's logits, and its gradients in z: slopes of the head and pullback together."""
-    golden, field = bundle.golden, runtime.field()
-    z, psi = (golden[name].astype(runtime.dtype) for name in ("z", "psi"))
+    golden, field = bundle.golden, runtime.solving.field(bundle.spaces["z"])
+    z, psi = (golden[name].astype(runtime.solving.dtype) for name in ("z", "psi"))
     for position, (name, head) in enumerate(bundle.heads.items()):
-        w, found = field.forward(z, psi, golden.get("label"), {name: np.eye(head.widths[-1], dtype=runtime.dtype)})
+        w, found = field.forward(z, psi, golden.get("label"), {name: np.eye(head.widths[-1], dtype=z.dtype)})
         if not position:
-            yield at_most("w", relative(w, golden["w"]), FIELD_ERROR[runtime.slopes])
+            yield at_most("w", relative(w, golden["w"]), FIELD_ERROR[runtime.solving.jacobian])
         logits, slopes = found[name]
         ways = {"": (logits, field.pullback(slopes) if head.space == "w" else slopes)}
         if field.linearise and head.space == "w":
@@ -110,10 +110,10 @@ def check_field(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
                 if attribute.head == name:
                     columns = slice(*attribute.columns)
                     yield from check_attribute(f"{attribute.name}{way}", logits[:, columns], gradients[:, columns],
-                                               attribute.name, golden, runtime.slopes)
+                                               attribute.name, golden, runtime.solving.jacobian)
     if not bundle.heads:
         w, _ = field.forward(z, psi, golden.get("label"), {})
-        yield at_most("w", relative(w, golden["w"]), FIELD_ERROR[runtime.slopes])
+        yield at_most("w", relative(w, golden["w"]), FIELD_ERROR[runtime.solving.jacobian])
 
 
 def linearised(linearise: Linearise, head: str, logits: int, z: Array, psi: Array,
@@ -145,13 +145,13 @@ def decode(bundle: Bundle, runtime: Runtime) -> Iterator[Array]:
     for first in (*range(0, last, step), last):
         past = min(first + step, last) if first < last else len(w)
         ws = np.repeat(w[first:past, None], g.num_ws, axis=1)
-        yield runtime.synthesize(np.ascontiguousarray(ws))
+        yield runtime.drawing.synthesize(np.ascontiguousarray(ws))
 
 
 def check_synthesis(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
     """Golden pictures: one at full resolution, all of them box-averaged."""
     # The coarser of the graph's own types and the runtime's arithmetic.
-    used = (bundle.manifest.graphs["synthesis"].get("precision", "fp32"), runtime.precision)
+    used = (bundle.manifest.graphs["synthesis"].get("precision", "fp32"), runtime.drawing.precision)
     precision = min((p for p in used if p in IMAGE_PSNR), key=lambda p: IMAGE_PSNR[p], default="fp32")
     averaged, full = [], None
     try:

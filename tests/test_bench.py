@@ -274,7 +274,7 @@ def test_a_batch_to_its_last_row_evaluates_all_rows_and_gives_the_same(bundle, f
     expected = plain.solve(requests)
     assert len(set(field_calls)) > 1
     field_calls.clear()
-    samples = Sampler(bundle, runtime="numpy", solver=ToTheLast(plain.solver)).solve(requests)
+    samples = Sampler(bundle, runtime="numpy", solver=ToTheLast(plain.flows.solver)).solve(requests)
     assert field_calls == [6] * max(sample.evaluations for sample in expected)
     assert max(np.abs(a.w - b.w).max() for a, b in zip(samples, expected, strict=True)) <= STREAM_ERROR
 

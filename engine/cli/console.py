@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,6 +49,7 @@ def guarded(work: Callable[[], int]) -> int:
         complain(error)
         return BAD_INPUT
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the interpreter's own end
         complain("stopped")
         return STOPPED
 

@@ -18,6 +18,7 @@ from engine.layout import DTYPES
 from engine.routing import enumerate_pairs
 from engine.runtimes import ALL, Linearise
 from engine.solvers.gauss_newton import GaussNewton
+from engine.spaces import Space
 from engine.tape import EMPTY
 
 
@@ -37,7 +38,7 @@ class OnDevice:
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         tickets = Tickets(batch.z[rows], batch.psi[rows, 0], batch.label[rows], batch.near[rows], batch.anchor_z[rows],
                           batch.anchor_w[rows], [batch.tapes[row] for row in rows])
-        ends = self.engine.solve(tickets, self.solver, in_w=flow.in_w, capacity=self.capacity)
+        ends = self.engine.solve(tickets, self.solver, space=flow.space, capacity=self.capacity)
         batch.z[rows], batch.status[rows] = ends.z, ends.status
         batch.keep(rows, ends.logp, ends.w, ends.logits)
         counters = batch.steps, batch.evaluations, batch.rejected, batch.forced
@@ -50,10 +51,8 @@ class CudaField:
 
     linearise: Linearise | None = None
 
-    linearise: Linearise | None = None
-
-    def __init__(self, engine: Engine, space: str):
-        self.engine, self.in_w = engine, space == "w"
+    def __init__(self, engine: Engine, space: Space):
+        self.engine, self.space = engine, space
         # Of the last shape: the launches' memory, and that of the cotangents that are pulled back.
         self.plan: Plan | None = None
         self.given: Region | None = None
@@ -69,7 +68,7 @@ class CudaField:
             plan.admit(tickets, Reading(heads, 1), {})
             plan.launch([*plan.evaluation.forward(plan.control["solve"]), *plan.evaluation.slopes()])
             e, network = plan.evaluation, engine.network
-            w = z if self.in_w else self.fetch(e.buffers["trial_w"], (n, e.w_stride))
+            w = self.fetch(e.buffers["trial_w"], (n, e.w_stride)) if self.space.is_mapped else z
             logits = self.fetch(e.buffers["trial_logits"], (n, network.outputs))
             found = {}
             for place, (name, seeds) in enumerate(heads.items()):
@@ -84,7 +83,7 @@ class CudaField:
         return w[:, : engine.bundle.generator.w_dim], found
 
     def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
-        if self.in_w:
+        if not self.space.is_mapped:
             return cotangent
         if rows is None:
             return self.pulled(cotangent)
@@ -112,7 +111,7 @@ class CudaField:
         each = [len(seeds) for seeds in heads.values()]
         count = min(at_least(max(1, len(heads)), STEPS), max(1, len(self.engine.bundle.heads)))
         shape = Shape(1 << (n - 1).bit_length(), 1, at_least(sum(each) + 1, STEPS), count,
-                      at_least(max([1, *each]), STEPS), self.in_w)
+                      at_least(max([1, *each]), STEPS), self.space)
         if self.plan is None or self.plan.shape != shape:
             engine, w_dim = self.engine, self.engine.bundle.generator.w_dim
             self.plan = Plan(engine.network, engine.kernels, shape, GaussNewton(), loops=False)

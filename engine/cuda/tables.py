@@ -10,6 +10,7 @@ from numpy import ndarray as Array
 from engine.cuda.memory import Region
 from engine.cuda.network import Network, Stack
 from engine.layout import DTYPES, padded
+from engine.spaces import Space
 
 REAL = np.dtype(np.float32)
 
@@ -27,7 +28,7 @@ class Shape:
     slots: int
     heads: int
     each: int
-    in_w: bool
+    space: Space
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +47,7 @@ class Tables:
 
     def __init__(self, network: Network, shape: Shape, buffers: Region):
         self.network, self.shape, self.buffers = network, shape, buffers
-        self.mapping = () if shape.in_w else network.mapping
+        self.mapping = network.mapping if shape.space.is_mapped else ()
         self.heads_first, self.depth = len(self.mapping), network.depth
         self.back_first = self.heads_first + self.depth
         self.mapping_back = self.back_first + self.depth
@@ -119,7 +120,7 @@ class Tables:
             plus, minus = int(np.argmax(seed)), int(np.argmin(seed))
             put(self.host["columns"][column + j], slopes=slopes + j * stride * REAL.itemsize, row_stride=row_stride,
                 plus=stack.first + plus, minus=stack.first + minus if seed[minus] < 0 else -1,
-                direct=self.shape.in_w or stack.space == "z")
+                direct=not self.shape.space.is_mapped or stack.space == "z")
 
     def add_levels(self, place: int, stack: Stack, inputs: list[int], each: int, seeds: int) -> None:
         """A head's hidden layers, forwards and backwards."""
@@ -141,7 +142,7 @@ class Tables:
 
     def source(self, stack: Stack) -> int:
         """Address of a head's input: in W the state is w."""
-        return self.buffers["state" if self.shape.in_w or stack.space == "z" else "truncated"]
+        return self.buffers["state" if not self.shape.space.is_mapped or stack.space == "z" else "truncated"]
 
     def part(self, name: str, place: int) -> int:
         """Address of a head's part of a buffer that all heads share."""

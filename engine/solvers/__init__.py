@@ -59,7 +59,7 @@ def make_solver(name: str | Solver, **settings) -> Solver:
     return kind(**fixed, **given)
 
 
-def described(solver: Solver) -> str:
+def describe(solver: Solver) -> str:
     """A solver's name and its settings."""
     values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
     tableau = values.pop("tableau", None)

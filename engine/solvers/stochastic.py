@@ -25,11 +25,11 @@ def draw(batch: Batch, rows: Array, stream: Array) -> Array:
 
 
 def score(flow: Flow, batch: Batch, rows: Array, z: Array) -> Array:
-    """grad of log p(c|z) - |z|^2 / 2."""
+    """grad of log p(c|z) + log p(z), of the flow's prior."""
     point = flow.evaluate(batch, rows, z, linear=False)
     batch.evaluations[rows] += 1
     batch.logp[rows] = point.logp
-    return point.gradient - z
+    return point.gradient + flow.prior.score(z)
 
 
 def advance(batch: Batch, rows: Array, z: Array, steps: int) -> None:
