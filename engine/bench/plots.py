@@ -10,7 +10,7 @@ from engine.errors import LaceError
 # A figure and its axes, of a package that is imported late.
 Axes = Any
 INK, GRID = "#222222", "#dddddd"
-OURS = ("#c8102e", "#e8743b", "#8a1c5c", "#b08d00")
+OURS = ("#c8102e", "#e8743b", "#8a1c5c", "#b08d00", "#f2a900", "#5a0f1e", "#d65f9a")
 PEERS = (
     "#1f4e79",
     "#3a86c8",
@@ -161,7 +161,7 @@ def floor(cost: Mapping, speed: Mapping[str, float]) -> float:
 
 
 PLOTS: tuple[tuple[str, str, str, Callable[[Any, Sequence[Mapping]], Any]], ...] = (
-    ("Solve", "latency against rows", "latency.png", latency),
-    ("Solve: accuracy", "energy against evaluations", "energy.png", energies),
+    ("Time", "latency against rows", "latency.png", latency),
+    ("Accuracy", "energy against evaluations", "energy.png", energies),
     ("One evaluation", "measured time against the floor", "roofline.png", roofline),
 )
