@@ -10,7 +10,7 @@ from engine.errors import LaceError
 # A figure and its axes, of a package that is imported late.
 Axes = Any
 INK, GRID = "#222222", "#dddddd"
-OURS = ("#c8102e", "#e8743b", "#8a1c5c", "#b08d00", "#f2a900", "#5a0f1e", "#d65f9a")
+OURS = ("#c8102e", "#e8743b", "#8a1c5c", "#b08d00")
 PEERS = (
     "#1f4e79",
     "#3a86c8",

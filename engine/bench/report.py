@@ -36,9 +36,9 @@ def run_of(line: Mapping) -> tuple:
     return line.get("commit"), line.get("threads"), line.get("quick"), line.get("machine", {}).get("cpu")
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """A table; if its cells are ``numbers``, all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
