@@ -208,7 +208,8 @@ def obedience(results: Results) -> str:
     verdict = f"Below the goal: {', '.join(missed)}." if missed else "Every statement meets the goal."
     lead = paragraph(
         f"{body['count']} pictures of every condition.",
-        f"Goal: every class in {goal['class']:.0%} of the pictures or more, every value within {goal['value_error']:g} on average.",
+        f"Goal: every class in {goal['class']:.0%} of the pictures or more, every value within "
+        f"{goal['value_error']:g} on average.",
         f"*All hold*: every statement is true of the picture, values within {goal['tolerance']:g}.")
     end = paragraph(verdict, f"Command: `lace-eval`, in {body['seconds']:.0f} s {where(body)}; bundle "
                              f"{body['bundle'][:12]}, commit {short(body['commit'])}.")
