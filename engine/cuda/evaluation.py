@@ -88,7 +88,7 @@ class Evaluation:
             **{f"mapped.{i}": ((c, layer.out), operand) for i, layer in enumerate(self.mapping)},
             **{f"hidden.{i}": ((self.shape.heads, c, width), operand) for i, width in enumerate(hidden)},
             **{f"back.{i}": ((*cotangents, max(hidden, default=0)), operand) for i in range(2)},
-            "head_slopes": ((*cotangents, max(w, self.state_stride)), REAL),
+            "head_jacobian": ((*cotangents, max(w, self.state_stride)), REAL),
             "cotangent": ((c * s, w), operand), "unit": ((c, s), REAL),
             **{f"mapping_back.{i}": ((c * s, wide), operand) for i in range(2)},
             "pulled": ((c * s, self.input_stride), REAL), "moment": ((c,), REAL),
@@ -112,7 +112,7 @@ class Evaluation:
             self.kernels.launch("tape", (c,), solve),
         ]
 
-    def slopes(self) -> list[Launch]:
+    def head_jacobians(self) -> list[Launch]:
         """The rows of the Jacobian of the heads."""
         first, rows = len(self.mapping) + self.depth, self.shape.capacity * self.shape.each
         widest = [max((self.into(s, i) for s in self.network.heads.values()), default=0) for i in range(self.depth)]

@@ -205,7 +205,7 @@ class Plan:
         solve, c = self.control["solve"], self.shape.capacity
         turnover = "turnover_while" if on_device else "turnover"
         e = self.evaluation
-        return [*e.forward(solve), *e.slopes(), *e.backward(solve),
+        return [*e.forward(solve), *e.head_jacobians(), *e.backward(solve),
                 self.kernels.launch(settings.kernel(self.solver), (c,), solve),
                 self.kernels.launch(turnover, (1,), solve)]
 

@@ -1,4 +1,4 @@
-"""What the dense kernels are told: the layers that each level multiplies, and the columns that come of the heads."""
+"""The tables that the dense kernels read: the layers that each level multiplies, and the columns of the heads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ class Tables:
         self.region.upload()
 
     def set_slots(self, slots: int) -> None:
-        """Cotangents a row of the mapping's way back."""
+        """Set how many cotangents a row has in the mapping's backward levels."""
         self.host["problems"]["each"][self.mapping_back :, 0] = slots
 
     def connect_head(self, place: int, stack: Stack, seeds: Array, column: int) -> None:
@@ -112,13 +112,13 @@ class Tables:
         table[:] = 0
         table[:, : stack.final.shape[1]] = seeds @ stack.final
         seeded = self.region["seeds"] + place * self.shape.each * self.widest * REAL.itemsize
-        slopes, stride, row_stride = self.part("head_slopes", place), stack.into, each * stack.into
+        jacobian, stride, row_stride = self.part("head_jacobian", place), stack.into, each * stack.into
         if not hidden:
-            slopes, stride, row_stride = seeded, width, 0
+            jacobian, stride, row_stride = seeded, width, 0
         self.add_levels(place, stack, inputs, each, seeded)
         for j, seed in enumerate(seeds):
             plus, minus = int(np.argmax(seed)), int(np.argmin(seed))
-            put(self.host["columns"][column + j], slopes=slopes + j * stride * REAL.itemsize, row_stride=row_stride,
+            put(self.host["columns"][column + j], slopes=jacobian + j * stride * REAL.itemsize, row_stride=row_stride,
                 plus=stack.first + plus, minus=stack.first + minus if seed[minus] < 0 else -1,
                 direct=not self.shape.space.is_mapped or stack.space == "z")
 
@@ -138,7 +138,7 @@ class Tables:
             if i:
                 put(back, output=self.part(f"back.{(i - 1) % 2}", place), activation=inputs[i])
             else:
-                put(back, exact=self.part("head_slopes", place))
+                put(back, exact=self.part("head_jacobian", place))
 
     def source(self, stack: Stack) -> int:
         """Address of a head's input: in W the state is w."""
