@@ -11,7 +11,7 @@ A line holds one contestant's result in one setting::
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine import origin
@@ -107,3 +107,23 @@ def versions() -> dict[str, str]:
 def figures(value: float, digits: int = 4) -> str:
     """With so many digits that count and no exponent: 20,620 and not 2.062e+04."""
     return f"{float(f'{value:.{digits}g}'):,.10g}"
+
+
+def counted(number: object, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def is_ours(line: Mapping) -> bool:
+    return line["contestant"].partition(",")[0].partition(" ")[0] == "ours"
+
+
+def is_valid(line: Mapping) -> bool:
+    return line.get("check") == "passed" and line.get("median") is not None
+
+
+def fastest(lines: Sequence[Mapping]) -> Mapping | None:
+    return min((line for line in lines if is_valid(line)), key=lambda line: line["median"], default=None)
+
+
+def some(lines: Sequence[Mapping], **wanted: object) -> list[Mapping]:
+    return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
