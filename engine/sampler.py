@@ -164,9 +164,11 @@ class Sampler:
                 continue
             heads = {n: np.zeros((0, h.widths[-1]), self.runtime.dtype) for n, h in self.bundle.heads.items()
                      if not (in_w and h.space == "z")}
-            z = np.array([samples[i].w if in_w else samples[i].z for i in part], self.runtime.dtype)
+            g, name = self.bundle.generator, "w" if in_w else "z"
+            z = np.array([checked_latent(getattr(samples[i], name), g.w_dim if in_w else g.z_dim, name, finite=False)
+                          for i in part], self.runtime.dtype)
             psi = np.array([[self.psi(samples[i].request)] for i in part], self.runtime.dtype)
-            label = np.array([samples[i].request.label or 0 for i in part], np.int64)
+            label = np.array([0 if in_w else self.label(samples[i].request) for i in part], np.int64)
             with self.flow(in_w) as flow:
                 _, values = flow.field.forward(z, psi, label if flow.labels else None, heads)
             for k, i in enumerate(part):
@@ -179,8 +181,9 @@ class Sampler:
         samples = list(samples)
         if not samples:
             return samples
-        num_ws = self.bundle.generator.num_ws
-        ws = np.stack([np.broadcast_to(s.w, (num_ws, len(s.w))) if s.ws is None else s.ws for s in samples])
+        num_ws, w_dim = self.bundle.generator.num_ws, self.bundle.generator.w_dim
+        ws = np.stack([np.broadcast_to(checked_latent(s.w, w_dim, "w", finite=False), (num_ws, w_dim))
+                       if s.ws is None else checked_latent(s.ws, (num_ws, w_dim), "ws", finite=False) for s in samples])
         draw = getattr(self.runtime, "pixels", None) or (lambda *given: to_pixels(self.runtime.synthesize(*given)))
         images = draw(np.ascontiguousarray(ws, np.float32), self.noises(samples))
         # A copy each: who keeps one picture shall not keep those that were decoded with it.
@@ -235,9 +238,9 @@ class Sampler:
         batch, flow = lane.batch, lane.flow
         if len(unknown := rows[~batch.is_measured[rows]]):
             flow.measure(batch, unknown)
-            # Solvers that end a row without a look at its end leave it to this one.
-            done = unknown[batch.status[unknown] == Status.DONE]
-            batch.status[done[~np.isfinite(batch.logp[done])]] = Status.NONFINITE
+        # Solvers that end a row without a look at its end leave it to this one; and no picture comes of infinite w.
+        is_whole = np.isfinite(batch.logp[rows]) & np.isfinite(batch.w[rows]).all(axis=1)
+        batch.status[rows[~is_whole & (batch.status[rows] == Status.DONE)]] = Status.NONFINITE
         ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
                    batch.counters[rows].tolist(), strict=True)
         for row, logp, status, (steps, evaluations, rejected, forced) in ends:

@@ -72,7 +72,8 @@ class Evaluation:
         self.width = g.w_dim if shape.in_w else g.z_dim
         self.mapping = () if shape.in_w else network.mapping
         self.state_stride, self.w_stride = padded(self.width), padded(g.w_dim)
-        self.input_stride = self.mapping[0].into if self.mapping else 0
+        # Without layers the mapping's input is what the heads read, after truncation.
+        self.input_stride = 0 if shape.in_w else padded(g.z_dim + network.embedded)
         self.depth = network.depth
         self.buffers = Region(device, self.fields(g.w_dim))
         self.tables = Tables(network, shape, self.buffers)

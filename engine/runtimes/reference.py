@@ -18,7 +18,7 @@ NO_PICTURES = "runtime 'numpy' only solves; to decode pictures choose runtime='o
 
 class ReferenceField:
     def __init__(self, bundle: Bundle, space: str):
-        self.in_w = space == "w"
+        self.in_w, self.normalise = space == "w", bundle.generator.normalise
         self.tensors = {name: tensor.astype(np.float64) for name, tensor in bundle.field.items()}
         self.stacks = {name: twin.layers(self.tensors, f"head.{name}") for name in bundle.heads}
         self.spaces = {name: head.space for name, head in bundle.heads.items()}
@@ -31,7 +31,7 @@ class ReferenceField:
         if self.in_w:
             w = self.z
         else:
-            w, self.hidden = twin.mapping(self.tensors, self.z, self.psi, label)
+            w, self.hidden = twin.mapping(self.tensors, self.z, self.psi, label, normalise=self.normalise)
         found = {}
         for name, seeds in heads.items():
             x = w if self.spaces[name] == "w" else self.z
@@ -47,7 +47,8 @@ class ReferenceField:
             return cotangent
         part = slice(None) if rows is None else rows
         hidden = [activation[part] for activation in self.hidden]
-        return twin.pullback(self.tensors, self.z[part], self.psi[part], hidden, cotangent.astype(np.float64))
+        return twin.pullback(self.tensors, self.z[part], self.psi[part], hidden, cotangent.astype(np.float64),
+                             normalise=self.normalise)
 
 
 class ReferenceRuntime:
