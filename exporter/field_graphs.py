@@ -195,8 +195,6 @@ def pullback_graph(file: Path, facts: GeneratorFacts) -> Graph:
     g = graph.node("Mul", cotangent, graph.node("Unsqueeze", psi, axes(graph, 2)))
     for i in reversed(range(count)):
         g = graph.node("MatMul", graph.node("Mul", g, slope(graph, hidden[i])), backward_weight(graph, facts, i))
-    if not count and facts.labels:
-        g = graph.node("Slice", g, *z_columns(graph, facts), axes(graph, 2))
     dz = graph.output("dz", (ROWS, R, facts.z_dim))
     x, s = normalised(graph, facts, z)
     if s is None:
@@ -214,17 +212,13 @@ def denormalise(graph: Graph, g: str, x: str, s: str, out: str, *, axis: int) ->
     graph.node("Div", tangent, s, out=out)
 
 
-def z_columns(graph: Graph, facts: GeneratorFacts) -> list[str]:
-    """Begin and end of z in the mapping's input: only z moves, the label does not."""
-    return [graph.constant(f"columns.{k}", np.array([k], np.int64)) for k in (0, facts.z_dim)]
-
-
 def backward_weight(graph: Graph, facts: GeneratorFacts, layer: int) -> str:
     weight = graph.weight(f"mapping.{layer}.weight")
     if layer or not facts.labels:
         return weight
-    # Constant, so every compiler folds it.
-    return graph.node("Slice", weight, *z_columns(graph, facts), axes(graph, 1))
+    # Only z moves, the label does not; constant, so every compiler folds it.
+    ends = [graph.constant(f"columns.{k}", np.array([k], np.int64)) for k in (0, facts.z_dim)]
+    return graph.node("Slice", weight, *ends, axes(graph, 1))
 
 
 def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) -> Graph:
@@ -250,8 +244,6 @@ def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) ->
     for i in reversed(range(len(hidden))):
         slopes = graph.node("Gather", row_slope(graph, hidden[i]), row, axis=0)
         g = graph.node("MatMul", graph.node("Mul", g, slopes), backward_weight(graph, facts, i))
-    if not hidden and facts.labels:
-        g = graph.node("Slice", g, *z_columns(graph, facts), axes(graph, 1))
     jacobian = graph.output("jacobian", (PAIRS, facts.z_dim))
     if s is None:
         graph.node("Mul", g, scalar(graph, "one", 1.0), out=jacobian)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.constants import MOST_THREADS, Refusal
-from engine.errors import RequestError
+from engine.errors import BundleError, RequestError
 from engine.native.build import VARIANTS, library_path, variants
 from engine.reference import field as twin
 
@@ -85,7 +85,7 @@ def library(variant: str) -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(str(path))
     except OSError as error:
-        raise NotBuilt(f"{path.name} cannot be loaded here ({error}): build it on this machine with: "
+        raise NotBuilt(f"{path.name} cannot be loaded here ({error}): build it anew on this machine with: "
                        "python -m engine.native.build --again") from error
     opened = POINTER(c_void_p)
     for name, result, arguments in (
@@ -197,6 +197,15 @@ def packed(weight: Array, panel: int, *, half: bool = False) -> Array:
     return found
 
 
+def check_layers(layers: Sequence[tuple[Array, Array]], into: int) -> None:
+    """Raises BundleError unless each layer reads what the one before gives, and the first one ``into`` numbers."""
+    for i, (weight, bias) in enumerate(layers):
+        if weight.ndim != 2 or weight.shape[1] != into or bias.shape != weight.shape[:1]:
+            raise BundleError(f"layer {i} has a weight of shape {weight.shape} and a bias of {bias.shape}: expected "
+                              f"(n, {into}) and (n,); the bundle is damaged, export it again")
+        into = len(weight)
+
+
 class CpuNetwork:
     """A bundle's mapping and heads, packed, with the threads that run them. Heads are packed at their first use.
 
@@ -206,8 +215,8 @@ class CpuNetwork:
     half        cotangents go back in bfloat16
     normalise   whether the mapping divides z by its root mean square
 
-    Raises NotBuilt; ValueError for ``half`` without such instructions, or too many threads; RequestError for tensors
-    that do not fit each other.
+    Raises NotBuilt; ValueError for ``half`` without such instructions, or too many threads; BundleError for layers that
+    do not fit each other.
     """
 
     def __init__(self, tensors: Mapping[str, Array], heads: Mapping[str, bool], z_dim: int, w_dim: int, *,
@@ -246,6 +255,7 @@ class CpuNetwork:
 
     def stack(self, layers: Sequence[tuple[Array, Array]], into: int, *, last: bool, reads_z: bool = False):
         """A record of layers (weight (out, into), bias), all of them hidden or the last one linear."""
+        check_layers(layers, into)
         hidden, final = (layers[:-1], layers[-1]) if last else (layers, (None, None))
         records = (Layer * max(len(hidden), 1))()
         for i, (weight, bias) in enumerate(hidden):

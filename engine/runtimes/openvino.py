@@ -15,7 +15,7 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
-from engine.runtimes import Field, MissingRuntime
+from engine.runtimes import Field, MissingRuntime, warn_slow
 from engine.runtimes.native import NativeRuntime
 from engine.runtimes.onnxruntime import OnnxRuntime, decode
 from engine.solvers import Solver
@@ -93,9 +93,10 @@ def solving(bundle: Bundle, threads: int, precision: str) -> NativeRuntime | Onn
     is_half = precision == "bf16-jacobian"
     try:
         return NativeRuntime(bundle, threads, precision if is_half else "fp32")
-    except MissingRuntime:
+    except MissingRuntime as error:
         if is_half:
             raise
+        warn_slow(str(error))
         return OnnxRuntime(bundle, threads)
 
 
