@@ -155,6 +155,7 @@ class Sampler:
             work.append((request, conjunction([target, *holders]), Anchor(z, sample.w, logits)))
         return self.render(self.collect(work, strict))
 
+    @np.errstate(over="ignore", invalid="ignore")  # samples that ended as NONFINITE are measured too
     def measure(self, samples: Sequence[Sample]) -> list[dict[str, Array]]:
         """Raw logits of every attribute of the bundle, one dictionary per sample."""
         found: list[dict[str, Array]] = [{} for _ in samples]
