@@ -43,7 +43,8 @@ class GeneratorFacts:
     """Sizes of the generator.
 
     ``labels``: number of classes (0: unconditional). ``truncation``: the default psi of a request. ``guidance``: the
-    default factor of a condition's log p.
+    default factor of a condition's log p. ``mapping_layers``: of the mapping, 0 if w is its input. ``normalise``:
+    whether the mapping divides z by its root mean square.
     """
 
     name: str
@@ -56,6 +57,8 @@ class GeneratorFacts:
     labels: int = 0
     truncation: float = 0.7
     guidance: float = 1.0
+    mapping_layers: int = 8
+    normalise: bool = True
 
 
 @dataclass(frozen=True, slots=True)
