@@ -93,15 +93,25 @@ def array(tensor) -> Array:
 
 
 def field_tensors(mapping) -> dict[str, Array]:
-    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in."""
-    tensors = {"mapping.w_avg": array(mapping.w_avg)}
+    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in.
+
+    A bundle's mapping is w_dim wide throughout: narrower layers and embeddings are padded with zeros, which stay zero.
+    """
+    width = mapping.w_dim
+    tensors, table = {"mapping.w_avg": array(mapping.w_avg)}, mapping.embedding()
+    n_in = mapping.z_dim if table is None else mapping.z_dim + width
     for i, layer in enumerate(mapping.layers):
         weight, bias = layer.scaled()
-        tensors |= {f"mapping.{i}.weight": array(weight * SQRT2), f"mapping.{i}.bias": array(bias * SQRT2)}
-    table = mapping.embedding()
+        tensors[f"mapping.{i}.weight"] = padded(array(weight * SQRT2), width, width if i else n_in)
+        tensors[f"mapping.{i}.bias"] = padded(array(bias * SQRT2), width)
     if table is not None:
-        tensors["mapping.embedding"] = array(table)
+        tensors["mapping.embedding"] = padded(array(table), len(table), width)
     return tensors
+
+
+def padded(tensor: Array, *shape: int) -> Array:
+    """Zeros behind the end of each dimension, up to ``shape``."""
+    return np.pad(tensor, [(0, wanted - found) for wanted, found in zip(shape, tensor.shape, strict=True)])
 
 
 def head_tensors(stacks: list) -> dict[str, Array]:

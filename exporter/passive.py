@@ -1,12 +1,13 @@
 """What the names inside a checkpoint stand for here: passive records, numpy arrays and plain containers.
 
 ``TABLE`` is the whole vocabulary. A handler sees only data that was already read, checks it, and returns
-data; none of them imports, calls or looks up anything that the file names.
+data; none of them imports, calls or looks up anything that the file names. A name outside the table stands for a
+``Foreign`` record, which keeps its name and its state and does nothing.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +21,17 @@ MAX_DIMENSIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name of the table, as it lies on the unpickler's stack. ``storage`` is the numpy type of a torch storage."""
+    """A name as it lies on the unpickler's stack.
+
+    make      what a call of it gives; None where calls are refused
+    storage   the numpy type, for the storages of torch
+    foreign   whether it is outside the table
+    """
 
     name: str
     make: Callable[["Budget", tuple[Any, ...]], Any] | None = None
     storage: str | None = None
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,17 @@ class Namespace:
     """An argparse.Namespace."""
 
     state: dict = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Foreign:
+    """An object of a class outside the table, or the result of calling such a name: ``name`` says which.
+
+    ``state`` is what the file would have set on it. Converters may look for tensors there; nothing is ever called.
+    """
+
+    name: str
+    state: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +93,68 @@ class PendingDtype:
 
 @dataclass(slots=True)
 class Budget:
-    """How many bytes the handlers may still allocate: a short file must not fill the memory."""
+    """What the reading of one file may still cost: a short file must neither fill the memory nor take long.
 
-    left: int
+    memory     bytes that handlers may allocate
+    work       steps: opcodes, items that are copied, bytes of streams within the stream
+    far_keys   keys of dicts and sets whose hashes somebody may have chosen to collide (see ``is_near``)
+    foreign    the names outside the table that the file refers to
+    """
+
+    memory: int
+    work: int
+    far_keys: int = 10_000
+    foreign: dict[tuple[str, str], Global] = field(default_factory=dict)
+
+    @classmethod
+    def of_file(cls, size: int) -> "Budget":
+        """For a file of ``size`` bytes: honest ones need about 2 bytes of memory and 1.1 steps a byte."""
+        return cls(memory=4 * size + 2**26, work=2 * size + 2**18)
 
     def charge(self, n: int) -> None:
-        self.left -= n
-        if self.left < 0:
+        self.memory -= n
+        if self.memory < 0:
             raise CheckpointError("the checkpoint unpacks to far more data than the file holds; it was refused")
+
+    def spend(self, n: int = 1) -> None:
+        self.work -= n
+        if self.work < 0:
+            raise CheckpointError("the checkpoint takes far more work to read than its size allows; it was refused")
+
+    def admit(self, keys: Iterable[Any]) -> None:
+        """Count the keys that may be hashed; long numbers are refused, because Python hashes them again each time."""
+        for key in keys:
+            if is_a(key, int, float) and not is_near(key):
+                need(is_a(key, float) or key.bit_length() <= 64, "a key that is a number of too many digits")
+                self.far_keys -= 1
+        need(self.far_keys >= 0, "more large numbers as keys than any checkpoint has")
+
+    def look_up(self, module: str, name: str) -> Global:
+        """The stand-in for a name outside the table."""
+        return self.foreign.setdefault((module, name), foreign(f"{module[:200]}.{name[:200]}"))
+
+
+def is_near(key: float) -> bool:
+    """Whole numbers below 2^20 are their own hashes: they cannot be made to collide in great numbers."""
+    return is_a(key, int) and -(2**20) < key < 2**20
+
+
+def foreign(name: str) -> Global:
+    return Global(name, lambda budget, args: Foreign(name), foreign=True)
 
 
 def need(condition: object, what: str) -> None:
     if not condition:
         raise CheckpointError(f"the checkpoint is damaged or was tampered with: {what}; nothing was executed")
+
+
+def shown(value: Any, width: int = 40) -> str:
+    """A value of a file as an error names it. Formats no more than it shows: a container may be anything inside."""
+    if is_a(value, str, bytes):
+        return repr(value[:width]) + ("..." if len(value) > width else "")
+    if is_a(value, bool, float, type(None)) or (is_a(value, int) and value.bit_length() <= 64):
+        return repr(value)
+    return f"a {value.name[:width]}" if is_a(value, Foreign) else f"a {type(value).__name__}"
 
 
 def is_a(value: Any, *kinds: type) -> bool:
@@ -104,9 +171,10 @@ def shape_of(value: Any) -> tuple[int, ...]:
     return value
 
 
-def as_bytes(value: Any) -> bytes:
+def as_bytes(budget: Budget, value: Any) -> bytes:
     # Protocol 2 written by Python 2 has text where bytes are meant.
     if is_a(value, str):
+        budget.charge(len(value))
         return value.encode("latin-1")
     need(is_a(value, bytes, bytearray), "bytes were expected")
     return value
@@ -125,8 +193,10 @@ def itemsize(storage_dtype: str) -> int:
     return 2 if storage_dtype == "bf16" else np.dtype(storage_dtype).itemsize
 
 
-def rebuild_tensor(budget: Budget, args: tuple[Any, ...]) -> np.ndarray | None:
+def rebuild_tensor(budget: Budget, args: tuple[Any, ...]) -> np.ndarray | Foreign | None:
     """(storage, offset, size, stride, requires_grad, hooks[, metadata]) -> an array of its own."""
+    if args and is_a(args[0], Foreign):
+        return Foreign("torch.Tensor")  # of a type that numpy does not have: quantised, complex, float8
     need(len(args) in (6, 7) and is_a(args[0], Storage), "a tensor without a storage")
     storage, offset, size, stride = args[:4]
     size, stride = shape_of(size), shape_of(stride)
@@ -142,21 +212,21 @@ def rebuild_tensor(budget: Budget, args: tuple[Any, ...]) -> np.ndarray | None:
     # as_strided checks nothing, so everything was checked above: offset, counts and the last index.
     flat = np.frombuffer(storage.data, dtype=dtype)[offset:]
     view = np.lib.stride_tricks.as_strided(flat, size, tuple(s * unit for s in stride), writeable=False)
-    budget.charge(2 * view.nbytes if storage.dtype == "bf16" else view.nbytes)
+    budget.charge(128 + (2 * view.nbytes if storage.dtype == "bf16" else view.nbytes))
     if storage.dtype == "bf16":
         return (view.astype("<u4") << 16).view("<f4").reshape(size)
     return np.array(view)
 
 
 def rebuild_parameter(budget: Budget, args: tuple[Any, ...]) -> object:
-    need(len(args) == 3 and (args[0] is None or is_a(args[0], np.ndarray)), "a parameter without a tensor")
+    need(len(args) == 3 and (args[0] is None or is_a(args[0], np.ndarray, Foreign)), "a parameter without a tensor")
     return args[0]
 
 
 def reconstruct_module(budget: Budget, args: tuple[Any, ...]) -> Module:
     need(len(args) == 1 and is_a(args[0], dict), "a module without its record")
     meta = args[0]
-    need(meta.get("type") == "class", f"a module of type {meta.get('type')!r:.40}")
+    need(meta.get("type") == "class", "a module record that is not one of a class")
     # The reference insists on version 6. Versions 1-5 never left NVIDIA; a later one keeps `state` or fails below.
     need(is_count(meta.get("version")) and meta["version"] >= 6, "a module record of an unknown version")
     need(is_a(meta.get("class_name"), str) and is_a(meta.get("state"), dict), "a module without class or state")
@@ -166,10 +236,11 @@ def reconstruct_module(budget: Budget, args: tuple[Any, ...]) -> Module:
 # --- numpy --------------------------------------------------------------------------------------------------------
 
 
-def numpy_dtype(budget: Budget, args: tuple[Any, ...]) -> PendingDtype:
+def numpy_dtype(budget: Budget, args: tuple[Any, ...]) -> PendingDtype | Foreign:
     need(args and is_a(args[0], str), "a numpy dtype without a name")
-    # Objects, records, strings and dates have no place in a generator, and objects would hide further pickles.
-    need(re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248])", args[0]), f"the numpy dtype {args[0]!r:.40}")
+    # Arrays of objects, records, strings and dates have no place in a generator: they stay inert.
+    if not re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248])", args[0]):
+        return Foreign("numpy.dtype")
     return PendingDtype(args[0].lstrip("<>=|"))
 
 
@@ -179,20 +250,29 @@ def build_dtype(pending: PendingDtype, state: Any) -> np.dtype:
     return np.dtype(pending.code).newbyteorder(state[1])
 
 
-def to_dtype(value: Any) -> np.dtype:
+def to_dtype(value: Any) -> np.dtype | None:
+    """None for a type of other things than numbers."""
+    if is_a(value, Foreign):
+        return None
     need(isinstance(value, np.dtype) and value.kind in "biuf", "a numpy dtype was expected")
     return value
 
 
 def numpy_scalar(budget: Budget, args: tuple[Any, ...]) -> object:
     need(len(args) == 2, "a numpy scalar")
-    dtype, data = to_dtype(args[0]), as_bytes(args[1])
+    dtype = to_dtype(args[0])
+    if dtype is None:
+        return Foreign("numpy.generic")
+    data = as_bytes(budget, args[1])
     need(len(data) == dtype.itemsize, "a numpy scalar of the wrong length")
     return np.frombuffer(data, dtype=dtype)[0]
 
 
-def numpy_array(budget: Budget, dtype: Any, shape: Any, data: Any, order: Any) -> np.ndarray:
-    dtype, shape, data = to_dtype(dtype), shape_of(shape), as_bytes(data)
+def numpy_array(budget: Budget, dtype: Any, shape: Any, data: Any, order: Any) -> np.ndarray | Foreign:
+    dtype, shape = to_dtype(dtype), shape_of(shape)
+    if dtype is None:
+        return Foreign("numpy.ndarray")
+    data = as_bytes(budget, data)
     need(math.prod(shape) * dtype.itemsize == len(data), "a numpy array whose shape does not fit its bytes")
     budget.charge(len(data))
     array = np.frombuffer(data, dtype=dtype).reshape(shape, order=order)
@@ -205,13 +285,13 @@ def numpy_reconstruct(budget: Budget, args: tuple[Any, ...]) -> PendingArray:
     return PendingArray()
 
 
-def build_array(budget: Budget, state: Any) -> np.ndarray:
+def build_array(budget: Budget, state: Any) -> np.ndarray | Foreign:
     need(is_a(state, tuple) and len(state) == 5 and state[0] == 1, "a numpy array's state")
     _, shape, dtype, is_fortran, data = state
     return numpy_array(budget, dtype, shape, data, "F" if is_fortran else "C")
 
 
-def numpy_frombuffer(budget: Budget, args: tuple[Any, ...]) -> np.ndarray:
+def numpy_frombuffer(budget: Budget, args: tuple[Any, ...]) -> np.ndarray | Foreign:
     """Protocol 5: (buffer, dtype, shape, order[, axes]); order 'K' with axes since numpy 2.3."""
     need(len(args) in (4, 5) and is_a(args[3], str), "a numpy array's buffer")
     axes = args[4] if len(args) == 5 else None
@@ -219,7 +299,8 @@ def numpy_frombuffer(budget: Budget, args: tuple[Any, ...]) -> np.ndarray:
         need(args[3] in ("C", "F"), "a numpy array's order")
         return numpy_array(budget, args[1], args[2], args[0], args[3])
     need(sorted(shape_of(axes)) == list(range(len(shape_of(args[2])))), "a numpy array's axes")
-    return np.ascontiguousarray(numpy_array(budget, args[1], args[2], args[0], "C").transpose(axes))
+    array = numpy_array(budget, args[1], args[2], args[0], "C")
+    return array if is_a(array, Foreign) else np.ascontiguousarray(array.transpose(axes))  # type: ignore[union-attr]
 
 
 # --- containers and small things ----------------------------------------------------------------------------------
@@ -229,10 +310,28 @@ def ordered_dict(budget: Budget, args: tuple[Any, ...]) -> dict:
     if not args:
         return {}
     need(len(args) == 1 and is_a(args[0], list), "an OrderedDict's items")
-    items = [pair for pair in args[0] if is_a(pair, list, tuple) and len(pair) == 2]
-    need(len(items) == len(args[0]) and all(is_a(k, *PRIMITIVES) for k, _ in items), "an OrderedDict's items")
-    budget.charge(64 * len(items))
-    return dict(items)
+    budget.spend(len(args[0]))
+    need(all(is_a(pair, list, tuple) and len(pair) == 2 for pair in args[0]), "an OrderedDict's items")
+    return plain_dict(budget, args[0])
+
+
+def plain_dict(budget: Budget, pairs: Iterable[Any]) -> dict:
+    """The pairs whose keys are text or numbers; of what has other keys, nothing here could make use."""
+    kept = [(key, value) for key, value in pairs if is_a(key, *PRIMITIVES)]
+    budget.admit(key for key, _ in kept)
+    budget.charge(64 * len(kept))
+    return dict(kept)
+
+
+def counter(budget: Budget, args: tuple[Any, ...]) -> dict:
+    need(len(args) <= 1 and (not args or is_a(args[0], dict)), "a Counter's counts")
+    budget.spend(len(args[0]) if args else 0)
+    return dict(args[0]) if args else {}
+
+
+def default_dict(budget: Budget, args: tuple[Any, ...]) -> dict:
+    need(len(args) <= 1, "a defaultdict's items")  # they follow as SETITEMS; what it makes by default is not needed
+    return {}
 
 
 def empty(kind: Callable[[], Any]) -> Callable[[Budget, tuple[Any, ...]], Any]:
@@ -244,9 +343,44 @@ def empty(kind: Callable[[], Any]) -> Callable[[Budget, tuple[Any, ...]], Any]:
 
 
 def plain_set(budget: Budget, args: tuple[Any, ...]) -> set:
-    need(len(args) == 1 and is_a(args[0], list) and all(is_a(v, *PRIMITIVES) for v in args[0]), "a set's items")
-    budget.charge(64 * len(args[0]))
-    return set(args[0])
+    need(len(args) <= 1 and all(is_a(items, list, tuple) for items in args), "a set's items")
+    return items_of_set(budget, args[0] if args else ())
+
+
+def items_of_set(budget: Budget, items: Iterable[Any]) -> set:
+    """Those that are text or numbers."""
+    items = list(items)
+    budget.spend(len(items))
+    kept = [item for item in items if is_a(item, *PRIMITIVES)]
+    budget.admit(kept)
+    budget.charge(64 * len(kept))
+    return set(kept)
+
+
+def plain_list(budget: Budget, args: tuple[Any, ...]) -> list:
+    """A deque, which is written as its items and its bound."""
+    need(len(args) <= 2 and (not args or is_a(args[0], list, tuple)), "a deque's items")
+    budget.spend(len(args[0]) if args else 0)
+    return list(args[0]) if args else []
+
+
+def path_text(budget: Budget, args: tuple[Any, ...]) -> str:
+    """A pathlib path as text."""
+    need(all(is_a(part, str) for part in args), "the parts of a path")
+    budget.spend(len(args))
+    budget.charge(sum(map(len, args)))
+    return "/".join(args).replace("//", "/")
+
+
+def size_tuple(budget: Budget, args: tuple[Any, ...]) -> tuple[int, ...]:
+    need(len(args) <= 1, "a torch.Size")
+    return shape_of(args[0] if args else ())
+
+
+def device_text(budget: Budget, args: tuple[Any, ...]) -> str:
+    is_device = 1 <= len(args) <= 2 and is_a(args[0], str) and all(is_count(n) for n in args[1:])
+    need(is_device and len(args[0]) <= 40, "a torch.device")
+    return ":".join(str(part) for part in args)
 
 
 def latin1(budget: Budget, args: tuple[Any, ...]) -> bytes:
@@ -255,21 +389,35 @@ def latin1(budget: Budget, args: tuple[Any, ...]) -> bytes:
     return args[0].encode("latin-1")
 
 
+TORCH_TYPES = ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
+PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+
+
 def vocabulary() -> dict[tuple[str, str], Global]:
     handlers = {
         "torch_utils.persistence._reconstruct_persistent_obj": reconstruct_module,
         "dnnlib.tflib.network.Network": empty(Network),
         "dnnlib.util.EasyDict": empty(dict),
+        "easydict.EasyDict": empty(dict),
         "argparse.Namespace": empty(Namespace),
         "collections.OrderedDict": ordered_dict,
+        "collections.defaultdict": default_dict,
+        "collections.Counter": counter,
+        "collections.deque": plain_list,
         "builtins.set": plain_set,
+        "builtins.frozenset": plain_set,
         "__builtin__.set": plain_set,
+        "__builtin__.frozenset": plain_set,
         "__builtin__.bytes": empty(bytes),
         "_codecs.encode": latin1,
         "torch._utils._rebuild_parameter": rebuild_parameter,
         "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+        "torch.Size": size_tuple,
+        "torch.device": device_text,
         "numpy.dtype": numpy_dtype,
         "numpy.ndarray": None,
+        **{f"torch.{name}": None for name in TORCH_TYPES},
+        **{f"{home}.{name}": path_text for home in ("pathlib", "pathlib._local") for name in PATHS},
     }
     for core in ("numpy.core", "numpy._core"):
         handlers[f"{core}.multiarray.scalar"] = numpy_scalar

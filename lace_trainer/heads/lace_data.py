@@ -61,7 +61,7 @@ def read_array(path: Path, key: str) -> np.ndarray:
     if not path.is_file():
         raise LaceError(f"there is no file {path}; expected LACE's data files in {path.parent}")
     data = path.read_bytes()
-    machine = LabelMachine(LABEL_TABLE, None, Budget(4 * len(data) + 2**26))
+    machine = LabelMachine(LABEL_TABLE, None, Budget.of_file(len(data)))
     try:
         content = guarded("the data file", lambda: run(io.BytesIO(data), machine))
     except CheckpointError as error:
@@ -94,6 +94,7 @@ class LabelMachine(Machine):
         self.take(2)
         array = _from_objects(self.budget, state)
         self.memo.update(dict.fromkeys(target.memo_keys, array))
+        target.memo_keys = []
         self.stack.append(array)
 
 
