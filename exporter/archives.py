@@ -180,6 +180,6 @@ def safetensors_metadata(data: bytes) -> dict[str, str]:
     """The free metadata of a safetensors file: text by name."""
     length = int.from_bytes(data[:8], "little")
     header = guarded("the safetensors header", lambda: json.loads(data[8 : 8 + length]))
-    found = header.get("__metadata__", {}) if type(header) is dict else None
+    found: Any = header.get("__metadata__", {}) if type(header) is dict else None
     need(type(found) is dict and all(type(value) is str for value in found.values()), "a safetensors header")
     return found

@@ -9,12 +9,13 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from engine.errors import CheckpointError
 
+T = TypeVar("T")
 PRIMITIVES = (str, int, float, bool, bytes, type(None))
 MAX_DIMENSIONS = 8
 
@@ -124,8 +125,9 @@ class Budget:
     def admit(self, keys: Iterable[Any]) -> None:
         """Count the keys that may be hashed; long numbers are refused, because Python hashes them again each time."""
         for key in keys:
+            if is_a(key, int):
+                need(key.bit_length() <= 64, "a key that is a number of too many digits")
             if is_a(key, int, float) and not is_near(key):
-                need(is_a(key, float) or key.bit_length() <= 64, "a key that is a number of too many digits")
                 self.far_keys -= 1
         need(self.far_keys >= 0, "more large numbers as keys than any checkpoint has")
 
@@ -157,7 +159,7 @@ def shown(value: Any, width: int = 40) -> str:
     return f"a {value.name[:width]}" if is_a(value, Foreign) else f"a {type(value).__name__}"
 
 
-def is_a(value: Any, *kinds: type) -> bool:
+def is_a(value: Any, *kinds: type[T]) -> TypeGuard[T]:
     """Exactly one of these types, no subclass."""
     return type(value) in kinds
 

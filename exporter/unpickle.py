@@ -99,11 +99,12 @@ class Machine:
 
     def reduce(self) -> None:
         target, args = self.take(2)
-        need(is_a(target, Global, Foreign) and is_a(args, tuple), "a call of what is no name, or without a tuple")
+        need(is_a(args, tuple), "a call without a tuple")
         if is_a(target, Foreign):  # what a foreign call gave is called: still nothing but a name
             self.stack.append(Foreign(target.name))
             return
-        make: Any = target.make
+        need(is_a(target, Global), "a call of something that is not a name")
+        make = target.make
         if make is None:
             raise CheckpointError(f"the checkpoint calls {shown(target.name, 60)}; {ADVICE}")
         self.stack.append(make(self.budget, args))
@@ -117,6 +118,7 @@ class Machine:
 
     def build(self) -> None:
         """Fill the top of the stack. Only records of ``passive`` have a state; attributes are never set."""
+        target: Any
         target, state = self.take(2)
         result: Any = target
         if is_a(target, Network, Namespace):
@@ -134,7 +136,7 @@ class Machine:
             result = build_dtype(target, state)
         else:
             raise CheckpointError(f"the checkpoint gives a state to a {type(target).__name__}; {ADVICE}")
-        if result is not target:
+        if is_a(target, PendingArray, PendingDtype):
             # numpy memoises the shell before it is filled. Emptied, so that a second BUILD costs nothing.
             self.memo.update(dict.fromkeys(target.memo_keys, result))
             target.memo_keys = []
@@ -296,10 +298,11 @@ def storage_identity(identity: Any) -> tuple[str, str, int]:
     """(numpy type, key, number of elements) of torch's ('storage', type, key, device, numel[, view])."""
     need(is_a(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage", "an unknown persistent id")
     kind, key, numel = identity[1], identity[2], identity[4]
-    need(is_a(kind, Global) and kind.storage, "a storage of an unknown type")
+    dtype = kind.storage if is_a(kind, Global) else None
+    need(dtype, "a storage of an unknown type")
     need(is_a(key, str) and is_count(numel), "a storage without a key or a size")
     need(len(identity) == 5 or identity[5] is None, "a view of a storage, as only very old torch wrote it")
-    return kind.storage, key, numel
+    return dtype, key, numel  # type: ignore[return-value]
 
 
 def is_foreign_storage(identity: Any) -> bool:
@@ -321,7 +324,7 @@ def load_from_bytes(budget: Budget, args: tuple) -> Storage:
     """One storage in the same legacy format, nested in a pickle. Its names can only be storage types."""
     need(len(args) == 1 and is_a(args[0], bytes, bytearray), "a storage without bytes")
     budget.spend(len(args[0]))
-    storage = _legacy(args[0], STORAGE_TABLE, budget)
+    storage = _legacy(bytes(args[0]), STORAGE_TABLE, budget)
     need(is_a(storage, Storage), "a nested stream that is not a storage")
     return storage
 

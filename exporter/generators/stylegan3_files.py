@@ -217,8 +217,10 @@ def check_rules(spec: LayerSpec, arrays: Dict[str, np.ndarray]) -> None:
     """The filters follow from cutoffs and margins: where they agree, so do sizes, paddings and factors."""
     for name in ("up_filter", "down_filter"):
         rule, found = getattr(spec, name), arrays.get(f"synthesis.{spec.name}.{name}")
-        agree = (rule is None) == (found is None) and (
-            rule is None or (rule.shape == found.shape and np.allclose(rule, found, atol=1e-4)))
+        if rule is None or found is None:
+            agree = rule is found
+        else:
+            agree = rule.shape == found.shape and np.allclose(rule, found, atol=1e-4)
         if not agree:
             raise CheckpointError(f"the {name} of layer {spec.name} is not that of NVIDIA's configurations T and R; "
                                   f"{ADVICE}")

@@ -44,9 +44,9 @@ def is_tensorflow(content: Any) -> bool:
 
 def from_tensorflow(content: Any) -> Parts:
     """``content``: (G, D, Gs), where Gs is the averaged generator, or Gs alone."""
-    if is_a(content, tuple) and len(content) not in (1, 3):
+    if isinstance(content, tuple) and len(content) not in (1, 3):
         raise CheckpointError(f"the file holds {len(content)} TensorFlow networks; expected (G, D, Gs), or Gs alone")
-    network = content[-1] if is_a(content, tuple) else content
+    network: Network = content[-1] if isinstance(content, tuple) else content
     state = network.state
     version = state.get("version")
     if not is_a(version, int) or version < 4:
