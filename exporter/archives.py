@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import CheckpointError
-from exporter.passive import Budget, Foreign, Storage, itemsize, need, shown
+from exporter.passive import Budget, Foreign, Storage, need, shown
 from exporter.unpickle import (
     guarded,
     is_foreign_storage,
@@ -21,6 +21,7 @@ from exporter.unpickle import (
     loads_legacy_torch,
     storage_identity,
 )
+from exporter.vocabulary import itemsize
 
 MAX_BYTES = 8 * 2**30
 # Members of a torch archive that are read or may safely be there; anything else means another kind of zip.

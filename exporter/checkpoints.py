@@ -111,10 +111,12 @@ def candidates(content: Any, keys: tuple[str, ...] = (), outer: tuple[dict, ...]
 
 
 def is_state(value: Any) -> bool:
-    """Whether it is a state_dict: tensors by name. Torch modules may keep other things there, which are no tensors."""
-    return is_a(value, dict) and bool(value) and all(is_a(name, str) for name in value) and any(
-        is_a(tensor, np.ndarray) for tensor in value.values()) and not any(
-        is_a(inner, dict, Module, Network) for inner in value.values())
+    """Whether it is a state_dict: tensors by name, and nothing that holds tensors of its own."""
+    if not is_a(value, dict) or not all(is_a(name, str) for name in value):
+        return False
+    holders = (is_a(inner, dict, Module, Network) or (is_a(inner, Foreign) and is_a(inner.state, dict))
+               for inner in value.values())
+    return any(is_a(inner, np.ndarray) for inner in value.values()) and not any(holders)
 
 
 def from_state(state: dict[str, Any], outer: tuple[dict, ...], remarks: tuple[str, ...]) -> Parts:

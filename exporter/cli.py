@@ -1,6 +1,7 @@
 """lace-export: make a bundle from a generator's checkpoint and heads."""
 
 import argparse
+import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
 from engine.verify import Check
 
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")  # onnxruntime: the exam at the end
 EPILOG = f"""where --gan is a bundle already, the heads are added to it and the generator is not exported again
 (give a new --out, or --overwrite to replace the bundle itself); with --tensorrt and no --heads, plans are built into
 the bundle that is there, which does not change its content
@@ -35,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--gan", metavar="FILE", required=True, help="checkpoint of a StyleGAN2 or StyleGAN3 generator, or a bundle")
-    add("--heads", metavar="FILE", nargs="+", action="extend", default=[], help="checkpoints of attribute heads")
+    add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
+        help="checkpoints of attribute heads, or boundaries of InterFaceGAN (.npy)")
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
     add("--truncation", metavar="PSI", type=float, help="default truncation of requests (0.7)")
@@ -88,7 +91,15 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
+def check_packages() -> None:
+    """Before work that takes minutes, not at its end."""
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(f"missing: {', '.join(missing)}", name=", ".join(missing))
+
+
 def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
+    check_packages()
     from exporter.export import export
 
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,

@@ -31,7 +31,16 @@ from engine.errors import BundleError
 from engine.reference import field as twin
 from engine.verify import PARTS, Check
 from exporter.checkpoints import load_generator, training_record
-from exporter.contents import check_heads, field_tensors, generator_facts, head_tensors, records, rename, versions
+from exporter.contents import (
+    array,
+    check_heads,
+    field_tensors,
+    generator_facts,
+    head_tensors,
+    records,
+    rename,
+    versions,
+)
 from exporter.field_graphs import write_field_graphs
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
@@ -68,14 +77,14 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
         options = {"truncation": truncation, "precision": precision, "noise": noise, "lowering": lowering, "name": name}
         refuse_options(options)
         return add_heads(
-            Bundle(path), read_heads(heads, labels), target, overwrite, provenance or {}, guidance, progress
+            Bundle(path), heads, labels, target, overwrite, provenance or {}, guidance, progress
         )
     source = {}
     if path is not None:
         progress("reading the generator")
         gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path), **training_record(path)}
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
-    stacks = read_heads(heads, labels)
+    stacks = read_heads(heads, labels, array(gan.mapping.w_avg))
     check_heads(stacks, facts)
     manifest = Manifest(
         facts, *records(stacks, facts), graphs={}, provenance={**versions(), **source, **(provenance or {})}
@@ -97,7 +106,8 @@ def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, p
     answers = golden_answers(parts.mapping, parts.synthesis, stacks, noise=graph["noise"])
     save_tensors(folder / GOLDEN, answers)
     manifest = replace(
-        manifest, graphs={"synthesis": graph, **graphs}, provenance={**manifest.provenance, "remarks": remarks}
+        manifest, graphs={"synthesis": graph, **graphs},
+        provenance={**manifest.provenance, "remarks": [*parts.remarks, *remarks]},
     )
     # ONNX Runtime's CPU kernels cannot show what bfloat16 arithmetic does; torch's can.
     extra = check_module(parts.synthesis, graph, answers) if graph["precision"] == "bf16" else []
@@ -120,17 +130,17 @@ def is_picture(check: dict) -> bool:
     return str(check.get("name", "")).startswith("image")
 
 
-def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
-              progress: Say) -> Bundle:
+def add_heads(bundle: Bundle, heads: Sequence, labels: str | Path | None, target: Path, overwrite: bool,
+              provenance: dict, guidance: float | None, progress: Say) -> Bundle:
     """The same generator with more heads. The synthesis is copied: its hash vouches for it."""
     old = bundle.manifest
     facts = bundle.generator if guidance is None else replace(bundle.generator, guidance=float(guidance))
-    if not stacks:
+    if not heads:
         raise BundleError(f"{bundle.path} is a bundle already: pass --heads to add to it")
-    stacks = rename(stacks, set(bundle.heads))
+    stacks = rename(read_heads(heads, labels, bundle.field["mapping.w_avg"]), set(bundle.heads))
     check_heads(stacks, facts, known=set(bundle.attributes))
-    heads, attributes = records(stacks, facts)
-    manifest = replace(old, generator=facts, heads=old.heads + heads, attributes=old.attributes + attributes,
+    added, attributes = records(stacks, facts)
+    manifest = replace(old, generator=facts, heads=old.heads + added, attributes=old.attributes + attributes,
                        provenance={**old.provenance, **provenance})
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
@@ -140,7 +150,7 @@ def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prove
         manifest = replace(manifest, graphs={"synthesis": old.graphs["synthesis"], **graphs})
         shutil.copyfile(bundle.graph("synthesis"), folder / "synthesis.onnx")
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, heads, attributes, bundle.golden))
+        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, added, attributes, bundle.golden))
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
 
@@ -186,7 +196,7 @@ def refuse_options(options: dict) -> None:
                           "leave it out, or export the generator's checkpoint again")
 
 
-def read_heads(heads: Sequence, labels: str | Path | None) -> list:
+def read_heads(heads: Sequence, labels: str | Path | None, w_avg: np.ndarray) -> list:
     """HeadStacks, from paths where they are paths, each with a name of its own."""
-    stacks = [head if hasattr(head, "layers") else load_heads(head, labels=labels) for head in heads]
+    stacks = [head if hasattr(head, "layers") else load_heads(head, labels=labels, centre=w_avg) for head in heads]
     return rename(stacks, set())

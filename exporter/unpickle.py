@@ -1,10 +1,10 @@
 """A restricted unpickler: reads checkpoints without running anything that they contain.
 
 ``loads`` is a small stack machine of our own, not a subclass of ``pickle.Unpickler``: every opcode that it knows
-is written here, names resolve in the table of ``exporter.passive`` and nowhere else, and only plain containers and
-the records of that module can be filled. A name outside the table becomes an inert ``Foreign`` record, so that a
-generator can be read from a file whose discriminator is somebody else's. The source code that NVIDIA's files carry
-is never looked at. One ``Budget`` bounds the work and the memory of a whole file. Needs numpy only.
+is written here, names resolve in the table of ``exporter.vocabulary`` and nowhere else, and only plain containers and
+the records of ``exporter.passive`` can be filled. A name outside the table becomes an inert ``Foreign`` record, so
+that a generator can be read from a file whose discriminator is somebody else's. The source code that NVIDIA's files
+carry is never looked at. One ``Budget`` bounds the work and the memory of a whole file. Needs numpy only.
 """
 
 import io
@@ -16,7 +16,6 @@ from typing import Any
 from engine.errors import CheckpointError
 from exporter.passive import (
     PRIMITIVES,
-    TABLE,
     Budget,
     Foreign,
     Global,
@@ -26,16 +25,12 @@ from exporter.passive import (
     PendingArray,
     PendingDtype,
     Storage,
-    build_array,
-    build_dtype,
     is_a,
     is_count,
-    items_of_set,
-    itemsize,
     need,
-    plain_dict,
     shown,
 )
+from exporter.vocabulary import TABLE, build_array, build_dtype, items_of_set, itemsize, plain_dict
 
 __all__ = ["Foreign", "Module", "Namespace", "Network", "Storage", "is_legacy_torch", "loads", "loads_legacy_torch"]
 

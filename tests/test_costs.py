@@ -69,7 +69,8 @@ def measure_all(folder: str, size: int) -> None:
 @pytest.mark.parametrize("size", [90_000, pytest.param(900_000, marks=pytest.mark.slow)])
 def test_B11_small_files_cost_little_whatever_they_hold(size, tmp_path):
     code = f"from tests.test_costs import measure_all; measure_all({str(tmp_path)!r}, {size})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     costs = json.loads(done.stdout)
     assert len(costs) > 40

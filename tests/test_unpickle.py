@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError
-from exporter import archives, passive, unpickle
+from exporter import archives, unpickle, vocabulary
 from exporter.archives import read_archive
 from exporter.checkpoints import load_generator
 from exporter.generators import basicsr, nvidia, records, rosinality, stylegan3_files, tensorflow, unsupported
@@ -72,13 +72,13 @@ def test_nested_storages_have_no_foreign_names():
 
 def test_names_resolve_in_one_fixed_table():
     allowed = {f"{module}.{name}" for module, name in unpickle.FULL_TABLE}
-    assert allowed - {f"torch.{name}" for name in passive.STORAGES} == {
+    assert allowed - {f"torch.{name}" for name in vocabulary.STORAGES} == {
         "torch_utils.persistence._reconstruct_persistent_obj", "dnnlib.tflib.network.Network", "dnnlib.util.EasyDict",
         "argparse.Namespace", "collections.OrderedDict", "collections.defaultdict", "collections.Counter",
         "collections.deque", "easydict.EasyDict", "torch.Size", "torch.device",
         "builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset", "__builtin__.bytes",
-        *(f"torch.{name}" for name in passive.TORCH_TYPES),
-        *(f"{home}.{name}" for home in ("pathlib", "pathlib._local") for name in passive.PATHS),
+        *(f"torch.{name}" for name in vocabulary.TORCH_TYPES),
+        *(f"{home}.{name}" for home in ("pathlib", "pathlib._local") for name in vocabulary.PATHS),
         "_codecs.encode", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2",
         "torch.storage._load_from_bytes", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
         "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",

@@ -9,8 +9,9 @@ import numpy as np
 
 from engine.errors import CheckpointError, LaceError
 from exporter.heads import AFHQ_CATS, FFHQ
-from exporter.passive import Budget, Global, PendingArray, PendingDtype, need, numpy_dtype, shape_of
+from exporter.passive import Budget, Foreign, Global, PendingArray, PendingDtype, need
 from exporter.unpickle import FULL_TABLE, Machine, guarded, run
+from exporter.vocabulary import numpy_dtype, shape_of
 from lace_trainer.attributes import Attribute
 from lace_trainer.heads.pairs import Pairs
 
@@ -74,7 +75,7 @@ def read_array(path: Path, key: str) -> np.ndarray:
     return value
 
 
-def _label_dtype(budget: Budget, args: tuple) -> PendingDtype:
+def _label_dtype(budget: Budget, args: tuple) -> PendingDtype | Foreign:
     return PendingDtype("O") if args and args[0] in ("O", "O8", "|O") else numpy_dtype(budget, args)
 
 
