@@ -50,11 +50,13 @@ class Archive:
 
 
 def read_bytes(path: Path) -> bytes:
+    if str(path) in ("", "."):
+        raise CheckpointError("the name of the checkpoint is empty; a file was expected")
     if path.is_dir():
         kind = "a lace bundle, which is already exported" if (path / "manifest.json").exists() else "a folder"
         raise CheckpointError(f"{path} is {kind}; a checkpoint file was expected")
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
+        raise CheckpointError(f"{path} is not an ordinary file" if path.exists() else f"there is no file {path}")
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError(f"{path} is empty; download it again")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engine.bundle import MANIFEST, Bundle
 from engine.cli.console import EXIT_CODES, OK, checks_table, guarded, parse, write_json
@@ -118,24 +119,27 @@ def opened(options: argparse.Namespace) -> Bundle:
 
 
 def report(bundle: Bundle, console: Console) -> None:
-    """What was written: sizes, attributes, parity, remarks."""
+    """What was written: sizes, attributes, parity, remarks. Names are text, whatever brackets they have."""
     facts = bundle.generator
-    console.print(f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}",
-                  markup=False, highlight=False)
+    say(console, f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}")
     sizes = Table("file", "MB", title="sizes", title_justify="left")
     for name, file in bundle.files.items():
-        sizes.add_row(name, f"{file['bytes'] / 1e6:.2f}")
+        sizes.add_row(Text(name), f"{file['bytes'] / 1e6:.2f}")
     attributes = Table("attribute", "kind", "values", "head", title="attributes", title_justify="left")
     for a in bundle.attributes.values():
         values = ", ".join(a.classes) if a.kind == "class" else f"{a.range[0]:g} to {a.range[1]:g}, sigma {a.sigma:g}"
-        attributes.add_row(a.name, a.kind, values, f"{a.head} on {bundle.heads[a.head].space}")
+        attributes.add_row(Text(a.name), a.kind, Text(values), Text(f"{a.head} on {bundle.heads[a.head].space}"))
     console.print(sizes)
     if bundle.attributes:
         console.print(attributes)
     console.print(checks_table([Check(**check) for check in bundle.manifest.provenance["parity"]]))
     for remark in bundle.manifest.provenance.get("remarks", ()):
-        console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written: {bundle.path}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {remark}")
+    say(console, f"written: {bundle.path}")
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

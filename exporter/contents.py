@@ -39,8 +39,8 @@ def check_heads(stacks: list, facts: GeneratorFacts, known: set[str] = frozenset
                               f"{wanted}: it belongs to another generator; train heads for this one")
         for attribute in stack.attributes:
             if attribute.name in seen:
-                raise BundleError(f"two heads are called {attribute.name!r}: leave one out, or name them differently "
-                                  "with --labels")
+                raise BundleError(f"two heads are called {attribute.name!r}: leave one out. Those of LACE and of "
+                                  "InterFaceGAN have the name of their file: rename it")
             if attribute.columns[1] > np.shape(stack.layers[-1][0])[0]:
                 raise BundleError(f"attribute {attribute.name!r} lies outside the logits of head {stack.name!r}")
             seen.add(attribute.name)

@@ -22,6 +22,7 @@ PREFIX = re.compile(r"(best_valid_ckpt|last_ckpt|ckpt_\d+)(_|$)")
 METADATA = "lace_head"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NO_YES = ("no", "yes")
+MAX_CLASS = 200  # letters
 
 
 def codes(n: int) -> tuple[str, ...]:
@@ -113,6 +114,9 @@ def check(condition: bool, message: str) -> None:
 def check_attribute(attribute: HeadAttribute) -> None:
     name, width = attribute.name, attribute.columns[1] - attribute.columns[0]
     check(bool(NAME.fullmatch(name)), f"the attribute name {name!r:.60} is not an identifier; rename the file or entry")
+    for text in attribute.classes:
+        check(bool(text) and text.isprintable() and len(text) <= MAX_CLASS,
+              f"the class {text[:MAX_CLASS]!r} of {name!r} is not a printable text of 1 to {MAX_CLASS} letters")
     check(attribute.kind in ("class", "value"), f"the attribute {name!r} is of the unknown kind {attribute.kind!r:.20}")
     if attribute.kind == "value":
         check(width == 1 and not attribute.classes, f"the attribute {name!r} is a number, but takes {width} logits")
@@ -161,8 +165,10 @@ def read_labels(labels: str | Path | Mapping | None) -> dict[str, dict[str, Any]
     if isinstance(labels, (str, Path)):
         try:
             labels = json.loads(Path(labels).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the labels file {labels}: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"cannot read the labels file {labels}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"the labels file {labels} is no JSON that can be read: {error}") from error
     if not isinstance(labels, Mapping):
         raise CheckpointError('the labels file must be a JSON object such as {"smile": ["no", "yes"], "age": "value"}')
     return {str(name): read_label(str(name), value) for name, value in labels.items()}
@@ -272,7 +278,11 @@ def split(names: list[str], logits: int, wishes: dict[str, dict], *, is_cifar: b
         known = {name: wishes[name]["classes"] for name in names if "classes" in wishes.get(name, {})}
         open_names = [name for name in names if name not in known]
         left = logits - sum(len(c) or 1 for c in known.values())
-        if len(open_names) > 1 or (open_names and left < 1) or (not open_names and left):
+        if known and (left < len(open_names) or (not open_names and left)):
+            given = ", ".join(f"{name} {len(classes) or 1}" for name, classes in known.items())
+            raise CheckpointError(f"the head gives {logits} logits for {', '.join(names)}, but --labels shares out: "
+                                  f"{given} (1 is a value, more are classes); correct it")
+        if len(open_names) > 1:
             raise CheckpointError(
                 f"the head gives {logits} logits, and it is not known how they belong to {', '.join(names)}; say so "
                 f'with --labels FILE, a JSON file such as {{"{names[0]}": ["no", "yes"], "{names[-1]}": "value"}}'
@@ -311,9 +321,10 @@ def tabled(names: list[str], logits: int, wishes: dict[str, dict], table: Mappin
 def from_boundary(normal: np.ndarray, stem: str, wishes: dict[str, dict], space: str,
                   centre: np.ndarray | None) -> HeadStack:
     name = boundary_name(stem)
-    wish = wishes.get(name, {})
-    layer, offset = plane(normal, name, scale=wish.get("scale", 1.0), offset=wish.get("offset"), centre=centre)
-    provenance = {"source": "InterFaceGAN boundary", "file": stem, "scale": wish.get("scale", 1.0), "offset": offset}
+    wish = {key: value for key, value in wishes.get(name, {}).items() if value is not None}
+    scale = wish.get("scale", 1.0)
+    layer, offset = plane(normal, name, scale=scale, offset=wish.get("offset"), centre=centre)
+    provenance = {"source": "InterFaceGAN boundary", "file": stem, "scale": scale, "offset": offset}
     attribute = HeadAttribute(name, "class", NO_YES, (0, 2), provenance=provenance)
     return HeadStack(name, space, (layer,), (wished(attribute, wishes),))
 
