@@ -1,6 +1,7 @@
 """lace-export: make a bundle from a generator's checkpoint and heads."""
 
 import argparse
+import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engine.bundle import MANIFEST, Bundle
 from engine.cli.console import EXIT_CODES, OK, checks_table, guarded, parse, write_json
@@ -15,6 +17,7 @@ from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
 from engine.verify import Check
 
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")  # onnxruntime: the exam at the end
 EPILOG = f"""where --gan is a bundle already, the heads are added to it and the generator is not exported again
 (give a new --out, or --overwrite to replace the bundle itself); with --tensorrt and no --heads, plans are built into
 the bundle that is there, which does not change its content
@@ -35,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--gan", metavar="FILE", required=True, help="checkpoint of a StyleGAN2 or StyleGAN3 generator, or a bundle")
-    add("--heads", metavar="FILE", nargs="+", action="extend", default=[], help="checkpoints of attribute heads")
+    add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
+        help="checkpoints of attribute heads, or boundaries of InterFaceGAN (.npy)")
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
     add("--truncation", metavar="PSI", type=float, help="default truncation of requests (0.7)")
@@ -88,7 +92,15 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
+def check_packages() -> None:
+    """Before work that takes minutes, not at its end."""
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(f"missing: {', '.join(missing)}", name=", ".join(missing))
+
+
 def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
+    check_packages()
     from exporter.export import export
 
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
@@ -107,24 +119,27 @@ def opened(options: argparse.Namespace) -> Bundle:
 
 
 def report(bundle: Bundle, console: Console) -> None:
-    """What was written: sizes, attributes, parity, remarks."""
+    """What was written: sizes, attributes, parity, remarks. Names are text, whatever brackets they have."""
     facts = bundle.generator
-    console.print(f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}",
-                  markup=False, highlight=False)
+    say(console, f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}")
     sizes = Table("file", "MB", title="sizes", title_justify="left")
     for name, file in bundle.files.items():
-        sizes.add_row(name, f"{file['bytes'] / 1e6:.2f}")
+        sizes.add_row(Text(name), f"{file['bytes'] / 1e6:.2f}")
     attributes = Table("attribute", "kind", "values", "head", title="attributes", title_justify="left")
     for a in bundle.attributes.values():
         values = ", ".join(a.classes) if a.kind == "class" else f"{a.range[0]:g} to {a.range[1]:g}, sigma {a.sigma:g}"
-        attributes.add_row(a.name, a.kind, values, f"{a.head} on {bundle.heads[a.head].space}")
+        attributes.add_row(Text(a.name), a.kind, Text(values), Text(f"{a.head} on {bundle.heads[a.head].space}"))
     console.print(sizes)
     if bundle.attributes:
         console.print(attributes)
     console.print(checks_table([Check(**check) for check in bundle.manifest.provenance["parity"]]))
     for remark in bundle.manifest.provenance.get("remarks", ()):
-        console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written: {bundle.path}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {remark}")
+    say(console, f"written: {bundle.path}")
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

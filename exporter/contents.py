@@ -39,8 +39,8 @@ def check_heads(stacks: list, facts: GeneratorFacts, known: set[str] = frozenset
                               f"{wanted}: it belongs to another generator; train heads for this one")
         for attribute in stack.attributes:
             if attribute.name in seen:
-                raise BundleError(f"two heads are called {attribute.name!r}: leave one out, or name them differently "
-                                  "with --labels")
+                raise BundleError(f"two heads are called {attribute.name!r}: leave one out. Those of LACE and of "
+                                  "InterFaceGAN have the name of their file: rename it")
             if attribute.columns[1] > np.shape(stack.layers[-1][0])[0]:
                 raise BundleError(f"attribute {attribute.name!r} lies outside the logits of head {stack.name!r}")
             seen.add(attribute.name)
@@ -93,15 +93,25 @@ def array(tensor) -> Array:
 
 
 def field_tensors(mapping) -> dict[str, Array]:
-    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in."""
-    tensors = {"mapping.w_avg": array(mapping.w_avg)}
+    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in.
+
+    A bundle's mapping is w_dim wide throughout: narrower layers and embeddings are padded with zeros, which stay zero.
+    """
+    width = mapping.w_dim
+    tensors, table = {"mapping.w_avg": array(mapping.w_avg)}, mapping.embedding()
+    n_in = mapping.z_dim if table is None else mapping.z_dim + width
     for i, layer in enumerate(mapping.layers):
         weight, bias = layer.scaled()
-        tensors |= {f"mapping.{i}.weight": array(weight * SQRT2), f"mapping.{i}.bias": array(bias * SQRT2)}
-    table = mapping.embedding()
+        tensors[f"mapping.{i}.weight"] = padded(array(weight * SQRT2), width, width if i else n_in)
+        tensors[f"mapping.{i}.bias"] = padded(array(bias * SQRT2), width)
     if table is not None:
-        tensors["mapping.embedding"] = array(table)
+        tensors["mapping.embedding"] = padded(array(table), len(table), width)
     return tensors
+
+
+def padded(tensor: Array, *shape: int) -> Array:
+    """Zeros behind the end of each dimension, up to ``shape``."""
+    return np.pad(tensor, [(0, wanted - found) for wanted, found in zip(shape, tensor.shape, strict=True)])
 
 
 def head_tensors(stacks: list) -> dict[str, Array]:
