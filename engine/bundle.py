@@ -29,7 +29,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from engine.errors import BundleError
-from engine.folders import writing_folder
+from engine.folders import recover, writing_folder
 from engine.spaces import Space, spaces_of
 
 FORMAT = (1, 0)
@@ -178,6 +178,8 @@ class Bundle:
 
 
 def read_manifest(path: Path) -> bytes:
+    if not (path / MANIFEST).exists():
+        recover(path, MANIFEST)
     if not path.exists():
         raise BundleError(f"no bundle at {path}: expected a folder made by lace-export")
     if not path.is_dir():

@@ -134,7 +134,8 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_cleans_up(tmp_path, graph
     done = subprocess.run([sys.executable, "-c", KILLED, str(target)], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr
     assert not target.exists()
-    (left,) = tmp_path.iterdir()
+    lock, left = sorted(tmp_path.iterdir())
+    assert lock.name == ".killed.lace.lock"
     assert left.name.startswith(f".killed.lace{PARTIAL}")
     with pytest.raises(BundleError, match="not finished"):
         Bundle(left)
