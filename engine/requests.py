@@ -1,5 +1,6 @@
 """Requests in, samples out: the two records that cross the door."""
 
+import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,11 +39,13 @@ class Request:
         elif not isinstance(self.condition, Condition | None):
             raise ConditionError(f"a request's condition is an expression or a text, not {self.condition!r}")
         if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < SEED_LIMIT:
-            raise ValueError(f"seed {self.seed!r} is not an integer in [0, 2**64)")
+            raise RequestError(f"seed {self.seed!r} is not an integer in [0, 2**64)")
         if self.z is not None and self.w is not None:
-            raise ValueError("a request starts from z or from w, not from both")
-        if self.truncation is not None and not np.isfinite(self.truncation):
-            raise ValueError(f"truncation {self.truncation!r} is not a finite number")
+            raise RequestError("a request starts from z or from w, not from both")
+        if self.truncation is not None and not is_finite(self.truncation):
+            raise RequestError(f"truncation {self.truncation!r} is not a finite number")
+        if self.label is not None and not isinstance(self.label, numbers.Integral):
+            raise RequestError(f"label {self.label!r} is not the number of a class")
 
     @property
     def expression(self) -> Condition | None:
@@ -97,15 +100,27 @@ Wanted = Condition | str | None | Request | Sequence[Request]
 def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None) -> list[Request]:
     """What ``sample`` was given, as a list: one condition for many seeds, or requests as they are."""
     if isinstance(wanted, Condition | str | None):
-        several = [0] if seeds is None else [seeds] if isinstance(seeds, int) else seeds
-        return [Request(wanted, seed=int(seed)) for seed in several]
+        condition = parse(wanted) if isinstance(wanted, str) else wanted
+        return [Request(condition, seed=seed) for seed in listed(seeds)]
     requests = [wanted] if isinstance(wanted, Request) else list(wanted)
     if seeds is not None:
-        raise ValueError("seeds belong to a single condition; each Request has its own seed")
+        raise RequestError("seeds belong to a single condition; each Request has its own seed")
     for request in requests:
         if not isinstance(request, Request):
             raise TypeError(f"expected a condition or Requests, found {type(request).__name__}")
     return requests
+
+
+def listed(seeds: Iterable[int] | int | None) -> Iterable[int]:
+    if seeds is None:
+        return [0]
+    if isinstance(seeds, Iterable):
+        return seeds
+    return [seeds]  # what is no integer is refused by its Request
+
+
+def is_finite(number: object) -> bool:
+    return isinstance(number, numbers.Real) and math.isfinite(number)
 
 
 def checked_latent(latent: Array, width: int, name: str) -> Array:
