@@ -16,9 +16,12 @@ from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.runtimes import ALL, Linearise, MissingRuntime
 from engine.runtimes.decoding import IMAGE, ROWS, Buffers, Pictures, noise_sides, picture_precision, sizes
+from engine.runtimes.packages import check_onnxruntime, cuda_advice
 
 if TYPE_CHECKING:
     from engine.cuda.driver import Device
+
+check_onnxruntime(ort)
 
 CUDA = "CUDAExecutionProvider"
 # What one synthesis call decodes: more rows make a CPU no faster once they are 8 or a megapixel, and cost memory.
@@ -105,8 +108,7 @@ def decode(graphs: Graphs, ws: Array, noises: Mapping[str, Array] | None, rows: 
 def require_cuda() -> None:
     """Raises MissingRuntime if the package that is installed was built without the CUDA provider."""
     if CUDA not in ort.get_available_providers():
-        raise MissingRuntime(f"onnxruntime {ort.__version__} has no {CUDA} here: install it with: pip uninstall "
-                             "onnxruntime && pip install 'lace-engine[gpu]'")
+        raise MissingRuntime(f"onnxruntime {ort.__version__} has no {CUDA} here: {cuda_advice()}")
 
 
 @cache
