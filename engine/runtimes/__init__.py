@@ -35,10 +35,10 @@ class Field(Protocol):
         """Evaluate the mapping once, and the named heads only.
 
         z (rows, z_dim), psi (rows, 1), label (rows,) int64 or None
-        heads     {head: seeds (k, C)}: the wanted combinations of its logits
+        heads     {head: the wanted combinations (k, C) of its logits}
         some      {head: positions (m,)}: of the rows that want a head, which then gives m rows; others give all
-        returns   w (rows, w_dim), {head: (logits (rows, C), slopes (rows, k, dim))}, where the slopes are the
-                  derivatives of seeds @ logits by the head's input
+        returns   w (rows, w_dim), {head: (logits (rows, C), Jacobian (rows, k, dim))}, the derivatives of
+                  combinations @ logits by the head's input
         """
         ...
 
@@ -54,7 +54,7 @@ class Field(Protocol):
 
 
 class Linearise(Protocol):
-    """Mapping, heads on w, and the pullback of their slopes, in one call."""
+    """Mapping, heads on w, and the pullback of their Jacobians, in one call."""
 
     def __call__(
         self,
@@ -69,9 +69,9 @@ class Linearise(Protocol):
     ) -> tuple[Array, dict[str, Array], Array]:
         """z, psi, label as in ``forward``.
 
-        heads      {head: rows (m,), seeds (k, C)} in the order of the bundle
+        heads      {head: rows (m,), combinations (k, C)} in the order of the bundle
         pair_row   (pairs,): the row of each cotangent that is wanted
-        source     (pairs,): its place among the slopes (m, k) of all heads, one head after the other, and after them
+        source     (pairs,): its place among the Jacobians' rows (m, k) of all heads, one head after the other, and after them
                    w[near_row] - near_anchor (q, w_dim)
         returns    w (rows, w_dim), {head: logits (m, C)}, the cotangents on z (pairs, z_dim)
         """

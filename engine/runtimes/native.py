@@ -72,7 +72,7 @@ class NativeField:
 
 
 def columns_of(inputs: Inputs) -> Columns:
-    names = list(inputs.seeds)
+    names = list(inputs.combinations)
     first = np.array([inputs.spans[name].start for name in names])
     minus = np.where(inputs.minus == inputs.count, -1, inputs.minus)
     return Columns(names, first, inputs.count, inputs.head, inputs.plus, minus)
