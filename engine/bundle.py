@@ -30,6 +30,7 @@ from safetensors.numpy import load_file, save
 
 from engine.errors import BundleError
 from engine.folders import writing_folder
+from engine.spaces import Space, spaces_of
 
 FORMAT = (1, 0)
 MANIFEST = "manifest.json"
@@ -145,6 +146,11 @@ class Bundle:
     @property
     def generator(self) -> GeneratorFacts:
         return self.manifest.generator
+
+    @cached_property
+    def spaces(self) -> Mapping[str, Space]:
+        """The spaces in which a flow may run, by name."""
+        return spaces_of(self.generator)
 
     @cached_property
     def field(self) -> dict[str, np.ndarray]:

@@ -23,7 +23,11 @@ class Request:
     seed         draws the starting latent and any noise; the same seed gives the same start everywhere
     z            (z_dim,) a start instead of the seed's
     w            (w_dim,) a start in W, for latents of inverted photographs: the flow then runs in W
-    truncation   psi of this row; None: the sampler's.   label: class of a conditional generator
+    label        class of a conditional generator
+    truncation, guidance, steps   psi, the factor of the condition's log p, and a number of fixed steps, of this row;
+                 None: the sampler's
+
+    Raises RequestError, and ConditionError for a condition that cannot be read.
     """
 
     condition: Condition | str | None = None
@@ -32,6 +36,8 @@ class Request:
     w: Array | None = None
     truncation: float | None = None
     label: int | None = None
+    guidance: float | None = None
+    steps: int | None = None
 
     def __post_init__(self):
         if isinstance(self.condition, str):
@@ -46,6 +52,20 @@ class Request:
             raise RequestError(f"truncation {self.truncation!r} is not a finite number")
         if self.label is not None and not isinstance(self.label, numbers.Integral):
             raise RequestError(f"label {self.label!r} is not the number of a class")
+        if self.guidance is not None and not (is_finite(self.guidance) and self.guidance > 0):
+            raise RequestError(f"guidance {self.guidance!r} is not a finite number above 0")
+        if self.steps is not None and not (isinstance(self.steps, numbers.Integral) and self.steps > 0):
+            raise RequestError(f"steps {self.steps!r} is not a positive integer")
+
+    @property
+    def space(self) -> str:
+        """The name of the space in which it starts."""
+        return "z" if self.w is None else "w"
+
+    @property
+    def latent(self) -> Array | None:
+        """The start that it brings."""
+        return self.z if self.w is None else self.w
 
     @property
     def expression(self) -> Condition | None:
@@ -89,9 +109,23 @@ class Sample:
     def seed(self) -> int:
         return self.request.seed
 
+    @property
+    def space(self) -> str:
+        """The name of the space in which the flow ran."""
+        return "w" if self.z is None else "z"
+
+    @property
+    def latent(self) -> Array:
+        """Where the flow ended, in ``space``."""
+        return self.w if self.z is None else self.z
+
     def __repr__(self) -> str:
         return (f"Sample({str(self.condition)!r}, seed={self.seed}, energy={self.energy:.4g}, "
                 f"{self.status.name}, evaluations={self.evaluations})")
+
+
+def is_finite(number: object) -> bool:
+    return isinstance(number, numbers.Real) and math.isfinite(number)
 
 
 Wanted = Condition | str | None | Request | Sequence[Request]
@@ -119,20 +153,8 @@ def listed(seeds: Iterable[int] | int | None) -> Iterable[int]:
     return [seeds]  # what is no integer is refused by its Request
 
 
-def is_finite(number: object) -> bool:
-    return isinstance(number, numbers.Real) and math.isfinite(number)
-
-
 def checked_latent(latent: Array, width: int, name: str) -> Array:
     array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
     if array.shape != (width,) or not np.isfinite(array).all():
         raise RequestError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
     return array
-
-
-def to_pixels(images: Array) -> Array:
-    """(n, C, H, W) -> (n, H, W, C) in 8 bits as StyleGAN defines them: x 127.5 + 128, cut off at both ends."""
-    pixels = images * np.float32(127.5)
-    pixels += np.float32(128)
-    np.clip(pixels, 0, 255, out=pixels)
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1), np.uint8)

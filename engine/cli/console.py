@@ -7,6 +7,7 @@ import argparse
 import difflib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -136,6 +137,7 @@ def guarded(work: Callable[[], int], out: object = None) -> int:
         return complain("the system starts no more threads: choose fewer --threads, or allow more (ulimit -u)",
                         BAD_INPUT)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the interpreter's own end
         return complain("stopped", STOPPED)
 
 
@@ -217,7 +219,7 @@ def checks_table(checks: Sequence[Check]) -> Table:
     for check in worst_of_each(checks):
         found = "" if check.error is None else f"{check.error:.3g}"
         sign = ">=" if check.name.endswith("psnr") else "<="
-        table.add_row(check.name, found, f"{sign} {check.floor:.3g}", verdicts[check.passed])
+        table.add_row(check.name, found, f"{sign} {check.limit:.3g}", verdicts[check.passed])
     return table
 
 

@@ -153,7 +153,7 @@ def edit(options: argparse.Namespace) -> int:
             status.say(repr(sampler))
         attributes = sampler.bundle.attributes
         for condition in (start, *edits):
-            sampler.lowered(condition)  # a typo in the last edit is found before the first is solved
+            sampler.starts.lower(condition)  # a typo in the last edit is found before the first is solved
             for note in notes(condition, attributes):
                 status.say(f"note: {note}", "yellow")
         latent = starts.start(0).find(sampler.bundle.generator.z_dim)

@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 
@@ -11,13 +10,10 @@ from engine.bundle import Bundle
 from engine.errors import LaceError
 from engine.reference.noise import SEED_LIMIT
 from engine.runtimes import AUTO, RUNTIMES
-from engine.sampler import Sampler, find_bundle
+from engine.sampler import MOST_ROWS, MOST_THREADS, Sampler, find_bundle
 from engine.solvers import SOLVERS
 from engine.tape import LOGICS
 
-# More threads than this are a slip of the keyboard, and the system refuses some ten thousand.
-MOST_THREADS = max(256, os.cpu_count() or 1)
-MOST_ROWS = 65_536
 # What decides a sample, by the names of the Sampler's arguments; and what runs it. None: the Sampler's own default.
 SOLVER_SETTINGS = ("rtol", "atol", "steps", "max_evaluations", "clock")
 SOLVING = ("solver", *SOLVER_SETTINGS, "logic", "temperature", "guidance", "truncation")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from engine.bundle import Bundle
 from engine.cli.latents import NVIDIA_SEEDS, nvidia_latent
-from engine.cli.options import MOST_ROWS, UsageError
+from engine.cli.options import UsageError
 from engine.errors import LaceError
 from engine.grammar import parse
 from engine.origin import versions
@@ -27,7 +27,7 @@ from engine.pictures import to_image
 from engine.reference.noise import SEED_LIMIT
 from engine.requests import Request, Sample
 from engine.runtimes import AUTO, RUNTIMES
-from engine.sampler import Sampler
+from engine.sampler import MOST_ROWS, Sampler
 from engine.solvers import SOLVERS, make_solver, name_and_settings
 from engine.tape import LOGICS
 from engine.text import to_json
@@ -77,7 +77,7 @@ class Recipe:
     """All that decides a picture.
 
     engine     settings of the Sampler, the bundle's hash, and the versions of what ran
-    request    condition, seed, truncation and label, as a Request has them
+    request    condition, seed, truncation, label, steps and guidance, as a Request has them
     start      where it begins;  edits: what was done to it afterwards
     """
 
@@ -94,12 +94,12 @@ class Recipe:
 
 def engine_facts(sampler: Sampler, precision: str | None) -> dict:
     """What is common to all samples of a sampler. ``precision``: the one that was asked for, if any."""
-    solver, settings = name_and_settings(sampler.solver)
+    solver, settings = name_and_settings(sampler.flows.solver)
     runtime = sampler.runtime
     return {
         "bundle": sampler.bundle.hash, "generator": sampler.bundle.generator.name, "solver": solver,
-        "settings": settings, "logic": sampler.logic, "temperature": sampler.temperature,
-        "guidance": sampler.guidance, "runtime": runtime.name, "device": runtime.device, "precision": precision,
+        "settings": settings, "logic": sampler.starts.logic, "temperature": sampler.starts.temperature,
+        "guidance": sampler.starts.guidance, "runtime": runtime.name, "device": runtime.device, "precision": precision,
         "capacity": sampler.capacity, "versions": versions(PACKAGES),
     }
 
@@ -107,8 +107,14 @@ def engine_facts(sampler: Sampler, precision: str | None) -> dict:
 def request_facts(sample: Sample, sampler: Sampler) -> dict:
     """Condition and settings of a sample's own, as ``Request`` takes them."""
     condition = None if sample.condition is None else str(sample.condition)
-    return {"condition": condition, "seed": int(sample.seed), "truncation": float(sampler.psi(sample.request)),
-            "label": None if sample.request.label is None else int(sample.request.label)}
+    return {"condition": condition, "seed": int(sample.seed), "truncation": float(sampler.starts.psi(sample.request)),
+            "label": whole_or_none(sample.request.label), "steps": whole_or_none(sample.request.steps),
+            "guidance": None if sample.request.guidance is None else float(sample.request.guidance)}
+
+
+def whole_or_none(number: int | None) -> int | None:
+    """An integer of numpy is none of JSON."""
+    return None if number is None else int(number)
 
 
 def chunks(recipe: Recipe) -> dict[str, str]:
@@ -119,7 +125,7 @@ def chunks(recipe: Recipe) -> dict[str, str]:
         "Condition": request["condition"] or "",
         "Seed": str(request["seed"]),
         "Truncation": repr(request["truncation"]),
-        "Guidance": repr(engine["guidance"]),
+        "Guidance": repr(request["guidance"] or engine["guidance"]),
         "Bundle": engine["bundle"],
         RECIPE: to_json(recipe.document(), indent=None),
     }
@@ -184,9 +190,11 @@ def checked_request(facts: Any) -> dict:
     need(is_whole(facts["seed"], 0, SEED_LIMIT - 1), "its seed is out of range")
     need(is_number(facts["truncation"], -1e6, 1e6), "its truncation is no number")
     need(facts["label"] is None or is_whole(facts["label"], 0, 2**31), "its label is no number")
+    need(facts["steps"] is None or is_whole(facts["steps"], 1, MOST_STEPS), "its number of steps is out of range")
+    need(facts["guidance"] is None or is_number(facts["guidance"], 0, 1e6), "its guidance is no number above 0")
     if facts["condition"] is not None:
         parse(facts["condition"])
-    return {name: facts[name] for name in ("condition", "seed", "truncation", "label")}
+    return {name: facts[name] for name in ("condition", "seed", "truncation", "label", "steps", "guidance")}
 
 
 def checked_start(facts: Any) -> Start:

@@ -79,7 +79,7 @@ def sample(options: argparse.Namespace) -> int:
     with writing_folder(options.out, marker=SAMPLES, overwrite=options.overwrite, error=UsageError) as folder:
         starts = Starts(options, opened(options), options.count, COUNT)
         sampler = open_sampler(options)
-        sampler.lowered(condition)  # a typo is found before the first picture
+        sampler.starts.lower(condition)  # a typo is found before the first picture
         for note in notes(condition, sampler.bundle.attributes):
             status.say(f"note: {note}", "yellow")
         if options.verbose:

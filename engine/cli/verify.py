@@ -36,11 +36,11 @@ def verify(options: argparse.Namespace) -> int:
     code = verdict(checks)
     if options.json:
         write_json({"bundle": str(bundle.path), "hash": bundle.hash, "runtime": runtime.name,
-                    "version": runtime.version, "device": runtime.device, "precision": runtime.precision,
+                    "version": runtime.version, "device": runtime.device, "precision": runtime.drawing.precision,
                     "passed": {OK: True, CHECK_FAILED: False}.get(code), "checks": [asdict(c) for c in checks]})
         return code
     console = Terminal()
-    console.say(f"{bundle!r} on {runtime.name} {runtime.version} ({runtime.device}, {runtime.precision})")
+    console.say(f"{bundle!r} on {runtime.name} {runtime.version} ({runtime.device}, {runtime.drawing.precision})")
     console.print(checks_table(checks))
     for check in checks:
         if check.passed is None:

@@ -37,7 +37,7 @@ def head(sampler: Sampler, precision: str | None) -> dict:
         "runtime": runtime.name,
         "version": runtime.version,
         "device": runtime.device,
-        "precision": runtime.precision,
+        "precision": runtime.drawing.precision,
         "sampler": repr(sampler),
         "engine": engine_facts(sampler, precision),
     }
