@@ -23,6 +23,7 @@ from typing import NoReturn
 from engine.condition import EVERY_OTHER, MAX_DEPTH, NUMBER, RESERVED, WORD, Condition, attr, keep, near
 from engine.errors import ConditionError
 
+LONGEST = 500  # letters of a text that an error repeats
 SYMBOLS = "&|~()*=<>,"
 ADVICE = {
     "and": "write & for and",
@@ -288,6 +289,9 @@ def _advice(source: Source, token: Token, expected: str) -> str:
 
 
 def _error(text: str, position: int, problem: str, advice: str = "") -> ConditionError:
+    if len(text) > LONGEST:
+        first = max(0, position - LONGEST // 2)
+        text, position = text[first : first + LONGEST], position - first
     shown = "".join(" " if letter.isspace() else letter for letter in text)  # one line, so that the caret fits
     lines = [f"cannot read the condition: {problem}", f"    {shown}", f"    {' ' * position}^"]
     return ConditionError("\n".join([*lines, advice] if advice else lines))

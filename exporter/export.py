@@ -5,6 +5,7 @@
 Where ``gan`` is a bundle already, its synthesis is not exported again: the heads are added and the rest is copied.
 """
 
+import difflib
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from exporter.contents import check_heads, field_tensors, generator_facts, head_
 from exporter.field_graphs import write_field_graphs
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
-from exporter.heads import load_heads
+from exporter.heads import load_heads, read_labels
 from exporter.parity import check_module, examine, record, refuse
 from exporter.synthesis_graph import NOISES, PRECISIONS, export_synthesis
 
@@ -189,4 +190,11 @@ def refuse_options(options: dict) -> None:
 def read_heads(heads: Sequence, labels: str | Path | None) -> list:
     """HeadStacks, from paths where they are paths, each with a name of its own."""
     stacks = [head if hasattr(head, "layers") else load_heads(head, labels=labels) for head in heads]
+    found = [attribute.name for stack in stacks for attribute in stack.attributes]
+    for name in read_labels(labels):
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BundleError(f"--labels says what {name!r} is, which none of the heads has; they have: "
+                              f"{', '.join(found) or 'nothing'}{hint}")
     return rename(stacks, set())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.bench.records import figures
+from engine.text import code
 
 Lines = Sequence[Mapping]
 WORLD = "ffhq"  # the benchmark's own bundle
@@ -91,7 +92,7 @@ def ratio(text: str, needed: float, entered: Lines, good: Lines, other: Mapping 
     if ours is None:
         return Goal(text, wanted, lacks, False)
     factor = other["median"] / ours["median"]
-    times = [f"`{line['contestant']}` {figures(line['median'])} ms" for line in (ours, other)]
+    times = [f"{code(line['contestant'])} {figures(line['median'])} ms" for line in (ours, other)]
     return Goal(text, wanted, f"{figures(factor, 3)} times: {', '.join(times)}", factor >= needed)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from engine import origin
 from engine.errors import LaceError
 from engine.origin import git, processor
+from engine.text import to_json
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "torchdiffeq", "torchode", "jax", "diffrax")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -56,7 +57,7 @@ class Log:
         """
         whole = [dict(line) | self.common for line in lines]
         whole = [line for line in whole if (name(line), line.get("unavailable")) not in self.missing]
-        text = "".join(json.dumps(rounded(line)) + "\n" for line in whole).encode()
+        text = "".join(to_json(rounded(line), indent=None) + "\n" for line in whole).encode()
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(handle, text)

@@ -159,7 +159,7 @@ def os_problem(error: OSError, out: object = None) -> str:
     return f"cannot {verb} {what}: {said[:1].lower()}{said[1:]}{advice}"
 
 
-def complain(message: object, code: int) -> int:
+def complain(message: object, code: int = BAD_INPUT) -> int:
     """Print one red message; returns the exit code."""
     text = Text.assemble(("error: ", "bold red"), (visible(message, lines=True), "red"))
     try:

@@ -37,12 +37,11 @@ def read_latents(path: Path, space: str, width: int) -> Array:
     if path.stat().st_size > MOST_BYTES:
         raise UsageError(f"{path} has {path.stat().st_size:,} bytes, more than {MOST_BYTES:,}: give fewer latents")
     try:
-        array = chosen(read_arrays(path), path, space)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, SyntaxError, zipfile.BadZipFile, EOFError,
-            NotImplementedError, MemoryError) as error:
+        arrays = read_arrays(path)
+    except Exception as error:  # the parsers of numpy, zipfile and safetensors raise many types
         raise UsageError(f"{path} cannot be read as latents ({error}): expected numbers in a .npy, .npz or "
                          ".safetensors file, without pickled objects") from error
-    return checked(array, path, space, width)
+    return checked(chosen(arrays, path, space), path, space, width)
 
 
 def read_arrays(path: Path) -> Mapping[str, Array]:
@@ -56,10 +55,7 @@ def read_arrays(path: Path) -> Mapping[str, Array]:
                 raise ValueError(f"its arrays have more than {MOST_BYTES:,} bytes")
             return {member.filename.removesuffix(".npy"): read_npy(archive.read(member)) for member in members}
     if path.suffix == ".safetensors":
-        try:
-            return load(data)
-        except Exception as error:  # a type of its own
-            raise ValueError(str(error)) from error
+        return load(data)
     raise ValueError("it is of none of these kinds")
 
 
