@@ -9,11 +9,11 @@ from numpy import ndarray as Array
 from rich.table import Table
 from rich.text import Text
 
+from engine.cli.beginnings import Beginnings, add_start_options
 from engine.cli.console import OK, Parser, Terminal, guarded, new_table, parse, progress_bar, write_json
 from engine.cli.options import UsageError, add_sampler_options, finite, open_sampler, opened
 from engine.cli.readings import Tally, notes, readings
 from engine.cli.recipe import Edit, Recipe, chunks, engine_facts, request_facts
-from engine.cli.starts import Starts, add_start_options
 from engine.cli.writing import SAMPLES, head, record
 from engine.condition import Condition
 from engine.folders import writing_folder
@@ -113,9 +113,9 @@ def shown(value: float | dict[str, float]) -> str:
 class Stages:
     """The stages of an edit as files: numbered pictures, the film strip and samples.json."""
 
-    def __init__(self, sampler: Sampler, samples: Sequence[Sample], titles: Sequence[str], starts: Starts,
+    def __init__(self, sampler: Sampler, samples: Sequence[Sample], titles: Sequence[str], beginnings: Beginnings,
                  options: argparse.Namespace):
-        self.sampler, self.samples, self.titles, self.start = sampler, samples, titles, starts.start(0)
+        self.sampler, self.samples, self.titles, self.start = sampler, samples, titles, beginnings.at(0)
         self.arguments, self.precision = edit_options(options), options.precision
 
     def chunks(self, last: int) -> dict[str, str]:
@@ -147,7 +147,7 @@ def edit(options: argparse.Namespace) -> int:
     start = parse_condition(options.start) if options.start else None
     status, console = Terminal(stderr=True), Terminal()
     with writing_folder(options.out, marker=SAMPLES, overwrite=options.overwrite, error=UsageError) as folder:
-        starts = Starts(options, opened(options), 1, 1)
+        beginnings = Beginnings(options, opened(options), 1, 1)
         sampler = open_sampler(options)
         if options.verbose:
             status.say(repr(sampler))
@@ -156,14 +156,14 @@ def edit(options: argparse.Namespace) -> int:
             sampler.starts.lower(condition)  # a typo in the last edit is found before the first is solved
             for note in notes(condition, attributes):
                 status.say(f"note: {note}", "yellow")
-        latent = starts.start(0).find(sampler.bundle.generator.z_dim)
-        first = sampler.sample([Request(start, seed=starts.first, label=options.label, **latent)])[0]
+        latent = beginnings.at(0).arguments(sampler.bundle.generator.z_dim)
+        first = sampler.sample([Request(start, seed=beginnings.first, label=options.label, **latent)])[0]
         samples = stages(sampler, first, edits, edit_options(options))
         logits = sampler.measure(samples)
         found = [readings(attributes, values) for values in logits]
         words = changes(edits, found)
         titles = ["start", *map(str, edits)]
-        document = Stages(sampler, samples, titles, starts, options).write(folder, logits, words)
+        document = Stages(sampler, samples, titles, beginnings, options).write(folder, logits, words)
     if options.json:
         write_json(document)
         return OK

@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, and what they make: requests' starts and an open sampler."""
+"""Options that mean the same in every command, their types and checks, and the sampler that they open."""
 
 import argparse
 import difflib

@@ -43,20 +43,20 @@ MOST_PIXELS = 2**26
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Beginning:
     """Where a picture begins: the seed's own latent, NVIDIA's for a seed number, or a latent (width,) of a file."""
 
     space: str = "z"
     nvidia_seed: int | None = None
     latent: Array | None = None
 
-    def find(self, width: int) -> dict[str, Any]:
+    def arguments(self, width: int) -> dict[str, Any]:
         """The arguments z or w of a Request."""
         if self.nvidia_seed is not None:
             return {"z": nvidia_latent(self.nvidia_seed, width)}
         return {} if self.latent is None else {self.space: self.latent}
 
-    def told(self) -> dict | None:
+    def document(self) -> dict | None:
         if self.nvidia_seed is not None:
             return {"nvidia_seed": self.nvidia_seed}
         if self.latent is None:
@@ -83,12 +83,12 @@ class Recipe:
 
     engine: Mapping[str, Any]
     request: Mapping[str, Any]
-    start: Start = Start()
+    start: Beginning = Beginning()
     edits: tuple[Edit, ...] = ()
 
     def document(self) -> dict:
         edits = [{"condition": edit.condition, **edit.options} for edit in self.edits]
-        return {"form": FORM, "engine": dict(self.engine), "request": {**self.request, "start": self.start.told()},
+        return {"form": FORM, "engine": dict(self.engine), "request": {**self.request, "start": self.start.document()},
                 "edits": edits}
 
 
@@ -178,8 +178,8 @@ def checked_engine(facts: Any) -> dict:
     need(is_whole(facts["capacity"], 1, MOST_ROWS), "its capacity is out of range")
     for name in ("bundle", "generator", "precision"):
         need(is_text(facts[name]) or (name == "precision" and facts[name] is None), f"its {name} is no text")
-    told = facts["versions"]
-    need(isinstance(told, dict) and all(map(is_text, (*told, *told.values()))), "its versions are no table of texts")
+    table = facts["versions"]
+    need(isinstance(table, dict) and all(map(is_text, (*table, *table.values()))), "its versions are no table of texts")
     return {**{name: facts[name] for name in ("bundle", "generator", "solver", "logic", "temperature", "guidance",
                                               "runtime", "device", "precision", "capacity", "versions")},
             "settings": settings}
@@ -197,18 +197,18 @@ def checked_request(facts: Any) -> dict:
     return {name: facts[name] for name in ("condition", "seed", "truncation", "label", "steps", "guidance")}
 
 
-def checked_start(facts: Any) -> Start:
+def checked_start(facts: Any) -> Beginning:
     if facts is None:
-        return Start()
+        return Beginning()
     if "nvidia_seed" in facts:
         need(is_whole(facts["nvidia_seed"], 0, NVIDIA_SEEDS - 1), "its seed number is out of range")
-        return Start(nvidia_seed=facts["nvidia_seed"])
+        return Beginning(nvidia_seed=facts["nvidia_seed"])
     need(facts["space"] in ("z", "w"), "its latent is neither z nor w")
     try:
         latent = np.frombuffer(base64.b64decode(facts["float32"], validate=True), "<f4").astype(np.float32)
     except binascii.Error as error:
         raise ValueError("its latent is not in base64") from error
-    return Start(space=facts["space"], latent=latent)
+    return Beginning(space=facts["space"], latent=latent)
 
 
 # Arguments of ``Sampler.edit`` and what they may be.
@@ -259,7 +259,7 @@ def make_sampler(recipe: Recipe, bundle: Bundle, running: Mapping[str, Any]) -> 
 
 def draw(recipe: Recipe, sampler: Sampler) -> Sample:
     """The picture of a recipe."""
-    request = Request(**recipe.request, **recipe.start.find(sampler.bundle.generator.z_dim))
+    request = Request(**recipe.request, **recipe.start.arguments(sampler.bundle.generator.z_dim))
     sample = sampler.sample([request])[0]
     for edit in recipe.edits:
         sample = sampler.edit(sample, edit.condition, **edit.options)[0]

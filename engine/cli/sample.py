@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.cli.again import draw_again
+from engine.cli.beginnings import Beginnings, add_start_options
 from engine.cli.console import OK, Parser, Terminal, guarded, parse, progress_bar
 from engine.cli.options import UsageError, add_sampler_options, open_sampler, opened, positive
 from engine.cli.readings import Tally, notes
-from engine.cli.starts import Starts, add_start_options
 from engine.cli.writing import SAMPLES, TILES, Writer, groups, writing_samples
 from engine.condition import Condition
 from engine.folders import writing_folder
@@ -46,27 +46,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def stream(sampler: Sampler, condition: Condition | None, starts: Starts) -> Iterator[Sample]:
+def stream(sampler: Sampler, condition: Condition | None, beginnings: Beginnings) -> Iterator[Sample]:
     """Samples as they finish. Memory is bounded: of a chunk no more is under way than the sampler has room for."""
     width = sampler.bundle.generator.z_dim
-    for first in range(0, starts.count, CHUNK):
-        numbers = range(first, min(first + CHUNK, starts.count))
+    for first in range(0, beginnings.count, CHUNK):
+        numbers = range(first, min(first + CHUNK, beginnings.count))
         yield from sampler.stream(
-            Request(condition, seed=starts.first + n, label=starts.label, **starts.start(n).find(width))
+            Request(condition, seed=beginnings.first + n, label=beginnings.label, **beginnings.at(n).arguments(width))
             for n in numbers
         )
 
 
-def write(sampler: Sampler, samples: Iterator[Sample], starts: Starts, writer: Writer, tally: Tally) -> None:
+def write(sampler: Sampler, samples: Iterator[Sample], beginnings: Beginnings, writer: Writer, tally: Tally) -> None:
     """Write samples as they come, with a progress bar."""
-    with progress_bar("sampling", starts.count) as progress:
+    with progress_bar("sampling", beginnings.count) as progress:
         for group in groups(samples, GROUP):
             logits = sampler.measure(group)
             tally.add(group, logits)
             for sample, values in zip(group, logits, strict=True):
-                number = sample.seed - starts.first
-                writer.add(number, sample, values, starts.start(number))
-            progress(tally.count, starts.count, "")
+                number = sample.seed - beginnings.first
+                writer.add(number, sample, values, beginnings.at(number))
+            progress(tally.count, beginnings.count, "")
 
 
 def sample(options: argparse.Namespace) -> int:
@@ -77,7 +77,7 @@ def sample(options: argparse.Namespace) -> int:
     console, status = Terminal(), Terminal(stderr=True)
     condition = parse_condition(options.condition) if options.condition else None
     with writing_folder(options.out, marker=SAMPLES, overwrite=options.overwrite, error=UsageError) as folder:
-        starts = Starts(options, opened(options), options.count, COUNT)
+        beginnings = Beginnings(options, opened(options), options.count, COUNT)
         sampler = open_sampler(options)
         sampler.starts.lower(condition)  # a typo is found before the first picture
         for note in notes(condition, sampler.bundle.attributes):
@@ -85,16 +85,16 @@ def sample(options: argparse.Namespace) -> int:
         if options.verbose:
             status.say(repr(sampler))
         tally = Tally(condition, sampler.bundle.attributes)
-        with writing_samples(folder, sampler, condition, starts, options.precision) as writer:
-            write(sampler, stream(sampler, condition, starts), starts, writer, tally)
+        with writing_samples(folder, sampler, condition, beginnings, options.precision) as writer:
+            write(sampler, stream(sampler, condition, beginnings), beginnings, writer, tally)
     if options.json:
         with open(Path(options.out) / SAMPLES, encoding="utf-8") as file:
             shutil.copyfileobj(file, sys.stdout)
         return OK
     if condition is not None:
         console.print(tally.table())
-    first = f" shows the first {TILES}" if starts.count > TILES else ""
-    console.say(f"{starts.count} pictures in {options.out} ({Path(options.out) / 'grid.png'}{first}); {tally.cost()}")
+    grid = f"{Path(options.out) / 'grid.png'}{f' shows the first {TILES}' if tally.count > TILES else ''}"
+    console.say(f"{tally.count} pictures in {options.out} ({grid}); {tally.cost()}")
     tally.report(console)
     return OK
 

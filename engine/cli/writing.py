@@ -15,9 +15,9 @@ from numpy import ndarray as Array
 from PIL import Image
 
 from engine import __version__
+from engine.cli.beginnings import Beginnings
 from engine.cli.readings import readings
-from engine.cli.recipe import Recipe, Start, chunks, engine_facts, request_facts
-from engine.cli.starts import Starts
+from engine.cli.recipe import Beginning, Recipe, chunks, engine_facts, request_facts
 from engine.condition import Condition
 from engine.pictures import save_png, sheet, shrunk, to_image
 from engine.requests import Sample
@@ -43,11 +43,11 @@ def head(sampler: Sampler, precision: str | None) -> dict:
     }
 
 
-def record(sample: Sample, sampler: Sampler, logits: Mapping[str, Array], start: Start) -> dict:
+def record(sample: Sample, sampler: Sampler, logits: Mapping[str, Array], start: Beginning) -> dict:
     """One sample for samples.json."""
     return {
         **request_facts(sample, sampler),
-        "start": start.told(),
+        "start": start.document(),
         "energy": round(float(sample.energy), 6),
         "status": sample.status.name,
         "steps": sample.steps,
@@ -111,7 +111,7 @@ class Writer:
         self.folder, self.sampler, self.grid, self.digits = folder, sampler, grid, digits
         self.engine, self.records = engine, records
 
-    def add(self, number: int, sample: Sample, logits: Mapping[str, Array], start: Start) -> None:
+    def add(self, number: int, sample: Sample, logits: Mapping[str, Array], start: Beginning) -> None:
         name, image = f"{number:0{self.digits}}.png", to_image(sample.image)
         save_png(self.folder / name, image, chunks(Recipe(self.engine, request_facts(sample, self.sampler), start)))
         self.grid.add(number, image)
@@ -119,12 +119,12 @@ class Writer:
 
 
 @contextmanager
-def writing_samples(folder: Path, sampler: Sampler, condition: Condition | None, starts: Starts,
+def writing_samples(folder: Path, sampler: Sampler, condition: Condition | None, beginnings: Beginnings,
                     precision: str | None) -> Iterator[Writer]:
-    """A writer for as many samples as there are ``starts``; the grid is drawn at the end."""
-    shared, grid = head(sampler, precision), Grid(starts.count)
+    """A writer for as many samples as there are ``beginnings``; the grid is drawn at the end."""
+    shared, grid = head(sampler, precision), Grid(beginnings.count)
     with record_file(folder / SAMPLES, {**shared, "grid": grid.size}) as records:
-        yield Writer(folder, sampler, grid, max(4, len(str(starts.count - 1))), shared["engine"], records)
+        yield Writer(folder, sampler, grid, max(4, len(str(beginnings.count - 1))), shared["engine"], records)
     text = {"Software": f"lace-engine {__version__}", "Condition": "" if condition is None else str(condition),
-            "Seed": f"{starts.first}..{starts.first + grid.size - 1}", "Bundle": sampler.bundle.hash}
+            "Seed": f"{beginnings.first}..{beginnings.first + grid.size - 1}", "Bundle": sampler.bundle.hash}
     grid.save(folder / "grid.png", text)

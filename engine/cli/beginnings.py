@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.bundle import Bundle
 from engine.cli.latents import NVIDIA_SEEDS, read_latents
 from engine.cli.options import UsageError, between, check_label, seed, whole
-from engine.cli.recipe import Start
+from engine.cli.recipe import Beginning
 from engine.reference.noise import SEED_LIMIT
 
 
@@ -27,7 +27,7 @@ def add_start_options(parser: argparse.ArgumentParser, help_seed: str) -> None:
     add("--label", type=whole, metavar="N", help="class of a conditional generator")
 
 
-class Starts:
+class Beginnings:
     """Seeds and beginnings of pictures that are numbered from 0.
 
     count   how many pictures: those that were asked for, or as many as the file has latents. Raises UsageError
@@ -38,12 +38,12 @@ class Starts:
         if options.nvidia_seed is not None and options.seed is not None:
             raise UsageError("--nvidia-seed and --seed: give one of them")
         self.first = next((n for n in (options.nvidia_seed, options.seed) if n is not None), 0)
-        self.start: Callable[[int], Start] = lambda number: Start()
+        self.at: Callable[[int], Beginning] = lambda number: Beginning()
         self.count = default if count is None else count
         limit, shown = SEED_LIMIT, "2**64"
         if options.nvidia_seed is not None:
             limit, shown = NVIDIA_SEEDS, "2**32"
-            self.start = lambda number: Start(nvidia_seed=self.first + number)
+            self.at = lambda number: Beginning(nvidia_seed=self.first + number)
         elif options.z or options.w:
             self.read(options.w or options.z, "w" if options.w else "z", bundle, count)
         check_label(bundle, options.label, in_w=options.w is not None)
@@ -56,4 +56,4 @@ class Starts:
         self.count = len(latents) if count is None else count
         if self.count > len(latents):
             raise UsageError(f"{path} holds {len(latents)} latents, fewer than the {count} pictures that are wanted")
-        self.start = lambda number: Start(space=space, latent=latents[number])
+        self.at = lambda number: Beginning(space=space, latent=latents[number])
