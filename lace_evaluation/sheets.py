@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from engine.folders import write_atomically
 from engine.pictures import GAP, INK, PAPER, save_png, to_image, wrap
+from engine.text import visible
 from lace_evaluation import OURS, conditional, logic
 from lace_evaluation.store import Cell
 
@@ -29,7 +30,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Array]]], heads: Sequence[str] = ()
     draw = ImageDraw.Draw(whole)
     small = ImageFont.load_default(size=SIZE - 3)
     for column, head in enumerate(heads):
-        draw.text((MARGIN + column * (width + GAP) + GAP, 2), head, fill=INK, font=small)
+        draw.text((MARGIN + column * (width + GAP) + GAP, 2), visible(head), fill=INK, font=small)
     for i, (caption, pictures) in enumerate(lines):
         y = top + i * (height + GAP)
         block = wrap(caption, font, MARGIN - 12)

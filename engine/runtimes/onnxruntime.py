@@ -22,10 +22,13 @@ from engine.errors import BackendError
 from engine.forks import abandon, remember
 from engine.runtimes import ALL, Drawing, Linearise, MissingRuntime, Runtime, Solving
 from engine.runtimes.decoding import IMAGE, ROWS, Buffers, Pictures, noise_sides, picture_precision, sizes
+from engine.runtimes.packages import check_onnxruntime, cuda_advice
 from engine.spaces import Space
 
 if TYPE_CHECKING:
     from engine.cuda.driver import Device
+
+check_onnxruntime(ort)
 
 VERSION = ort.__version__
 CUDA = "CUDAExecutionProvider"
@@ -123,8 +126,7 @@ def decode(bundle: Bundle, run: Callable[[Mapping[str, Array]], Array], sides: M
 def require_cuda() -> None:
     """Raises MissingRuntime if the package that is installed was built without the CUDA provider."""
     if CUDA not in ort.get_available_providers():
-        raise MissingRuntime(f"onnxruntime {VERSION} has no {CUDA} here: install it with: pip uninstall "
-                             "onnxruntime && pip install 'lace-engine[gpu]'")
+        raise MissingRuntime(f"onnxruntime {VERSION} has no {CUDA} here: {cuda_advice()}")
 
 
 @cache

@@ -1,5 +1,6 @@
 """Pairs (w, labels) for training heads, and where they come from: labelled samples of a generator."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -62,12 +63,19 @@ class Pairs:
     def select(self, names: tuple[str, ...] | list[str]) -> "Pairs":
         """Only these attributes."""
         known = [a.name for a in self.attributes]
-        for name in names:
-            if name not in known:
-                raise LaceError(f"there are no labels for {name!r}; there are some for: {', '.join(known)}")
+        check_names(names, known)
         columns = [known.index(name) for name in names]
         attributes = tuple(self.attributes[i] for i in columns)
         return Pairs(self.w, self.labels[:, columns], attributes, self.test, self.validation, self.source)
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises LaceError for a name that nothing is known about, with the nearest one."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise LaceError(f"there are no labels for {name!r}; there are some for: {', '.join(known)}{hint}")
 
 
 def _check_labels(attribute: Attribute, labels: np.ndarray) -> None:
