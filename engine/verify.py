@@ -13,9 +13,9 @@ from numpy import ndarray as Array
 from engine.bundle import Bundle
 from engine.errors import BackendError, BundleError
 from engine.runtimes import Linearise, Runtime, open_runtime
+from engine.validation import averaged_side
 
 PARTS = ("field", "synthesis")
-SMALL = 64
 # Rows of 1024 px that one synthesis call decodes here: bounds the memory of the check to a few GB.
 PIXELS = 2 * 1024 * 1024
 
@@ -75,9 +75,9 @@ def not_checked(name: str, floor: float, reason: str) -> Check:
 
 
 def small(images: Array) -> Array:
-    """Box average down to at most SMALL pixels a side.  (n, C, R, R) -> (n, C, s, s), float32."""
+    """Box average down to ``averaged_side`` pixels.  (n, C, R, R) -> (n, C, s, s), float32."""
     n, channels, size, _ = images.shape
-    side = max(s for s in range(1, min(size, SMALL) + 1) if size % s == 0)
+    side = averaged_side(size)
     boxes = images.reshape(n, channels, side, size // side, side, size // side)
     return boxes.mean(axis=(3, 5), dtype=np.float64).astype(np.float32)
 
@@ -94,42 +94,46 @@ def relative(answer: Array, golden: Array) -> float:
 
 
 def check_field(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
-    """w, every attribute's logits, and its gradients in z: slopes of the head and pullback together."""
+    """w, every attribute's logits, and its gradients in z: slopes of each stack and pullback together."""
     golden, field = bundle.golden, runtime.field()
     z, psi = (golden[name].astype(runtime.dtype) for name in ("z", "psi"))
-    for position, (name, head) in enumerate(bundle.heads.items()):
-        w, found = field.forward(z, psi, golden.get("label"), {name: np.eye(head.widths[-1], dtype=runtime.dtype)})
-        if not position:
-            yield at_most("w", relative(w, golden["w"]), FIELD_ERROR[runtime.slopes])
+    w, _ = field.forward(z, psi, golden.get("label"), {})
+    yield at_most("w", relative(w, golden["mapping.w"]), FIELD_ERROR[runtime.slopes])
+    for name, stack in bundle.stacks.items():
+        head, _, sharp = name.partition(".")
+        if sharp and runtime.device != "cpu":
+            yield not_checked(f"{name} stack", FIELD_ERROR[runtime.slopes], "this device only runs the smooth stacks")
+            continue
+        seeds = {name: np.eye(stack.widths[-1], dtype=runtime.dtype)}
+        _, found = field.forward(z, psi, golden.get("label"), seeds)
         logits, slopes = found[name]
-        ways = {"": (logits, field.pullback(slopes) if head.space == "w" else slopes)}
-        if field.linearise and head.space == "w":
+        ways = {"": (logits, field.pullback(slopes) if stack.space == "w" else slopes)}
+        if field.linearise and stack.space == "w" and not sharp:
             ways[" in one call"] = linearised(field.linearise, name, slopes.shape[1], z, psi, golden)
         for way, (logits, gradients) in ways.items():
             for attribute in bundle.attributes.values():
-                if attribute.head == name:
+                if attribute.head == head:
                     columns = slice(*attribute.columns)
-                    yield from check_attribute(f"{attribute.name}{way}", logits[:, columns], gradients[:, columns],
-                                               attribute.name, golden, runtime.slopes)
-    if not bundle.heads:
-        w, _ = field.forward(z, psi, golden.get("label"), {})
-        yield at_most("w", relative(w, golden["w"]), FIELD_ERROR[runtime.slopes])
+                    answers = {kind: golden[f"head.{name}.{kind}"][:, columns] for kind in ("logits", "gradient")}
+                    label = f"{attribute.name}{way}.sharp" if sharp else f"{attribute.name}{way}"
+                    own = logits[:, columns], gradients[:, columns]
+                    yield from check_attribute(label, *own, answers, runtime.slopes)
 
 
 def linearised(linearise: Linearise, head: str, logits: int, z: Array, psi: Array,
                golden: Mapping[str, Array]) -> tuple[Array, Array]:
     """A head's logits (rows, C) and their gradients (rows, C, z_dim) by the one call for both."""
     rows, seeds = np.arange(len(z)), np.eye(logits, dtype=z.dtype)
-    nobody = rows[:0], golden["w"][:0].astype(z.dtype)
+    nobody = rows[:0], golden["mapping.w"][:0].astype(z.dtype)
     pair_row, source = np.repeat(rows, logits), np.arange(len(z) * logits)
     _, found, gradients = linearise(z, psi, golden.get("label"), {head: (rows, seeds)}, pair_row, source, *nobody)
     return found[head], gradients.reshape(len(z), logits, -1)
 
 
-def check_attribute(name: str, logits: Array, gradients: Array, attribute: str, golden: Mapping[str, Array],
+def check_attribute(name: str, logits: Array, gradients: Array, golden: Mapping[str, Array],
                     used: str) -> Iterator[Check]:
-    errors = gradient_errors(gradients, golden[f"{attribute}.gradient"])
-    yield at_most(f"{name}.logits", relative(logits, golden[f"{attribute}.logits"]), FIELD_ERROR[used])
+    errors = gradient_errors(gradients, golden["gradient"])
+    yield at_most(f"{name}.logits", relative(logits, golden["logits"]), FIELD_ERROR[used])
     yield at_most(f"{name}.gradient median", np.median(errors), GRADIENT_MEDIAN[used])
     yield at_most(f"{name}.gradient 99 %", np.quantile(errors, 0.99, method="lower"), GRADIENT_TAIL[used])
 
@@ -140,7 +144,7 @@ def decode(bundle: Bundle, runtime: Runtime) -> Iterator[Array]:
     Two batch sizes from one graph: a batch that was frozen by the export is found here. (The larger comes first: a
     runtime's arena then serves both.)
     """
-    g, w = bundle.generator, bundle.golden["w"]
+    g, w = bundle.generator, bundle.golden["mapping.w"]
     step, last = max(1, PIXELS // g.resolution**2), len(w) - 1
     for first in (*range(0, last, step), last):
         past = min(first + step, last) if first < last else len(w)
@@ -150,6 +154,9 @@ def decode(bundle: Bundle, runtime: Runtime) -> Iterator[Array]:
 
 def check_synthesis(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
     """Golden pictures: one at full resolution, all of them box-averaged."""
+    if "synthesis" not in bundle.manifest.graphs:
+        yield not_checked("images", IMAGE_FP32, "the bundle has no synthesis")
+        return
     # The coarser of the graph's own types and the runtime's arithmetic.
     used = (bundle.manifest.graphs["synthesis"].get("precision", "fp32"), runtime.precision)
     precision = min((p for p in used if p in IMAGE_PSNR), key=lambda p: IMAGE_PSNR[p], default="fp32")
@@ -162,8 +169,8 @@ def check_synthesis(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
         yield not_checked("images", IMAGE_FP32, str(error))
         return
     assert full is not None
-    yield from compare_images("image", full, bundle.golden["image"], precision)
-    yield from compare_images("images", np.concatenate(averaged), bundle.golden["images"], precision)
+    yield from compare_images("image", full, bundle.golden["synthesis.image"], precision)
+    yield from compare_images("images", np.concatenate(averaged), bundle.golden["synthesis.images"], precision)
 
 
 def compare_images(name: str, images: Array, golden: Array, precision: str) -> Iterator[Check]:

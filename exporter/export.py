@@ -1,8 +1,9 @@
 """The whole export: a generator and heads in, a bundle out.
 
     bundle = export("ffhq.pkl", ["smile.pt", "age.pt"], out="ffhq.lace")
+    more = add_parts("ffhq.lace", ["hat.safetensors"], out="more.lace")
 
-Where ``gan`` is a bundle already, its synthesis is not exported again: the heads are added and the rest is copied.
+A part that is added needs no checkpoint: the synthesis is not exported again but copied.
 """
 
 import math
@@ -12,15 +13,12 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-
 from engine.bundle import (
     FIELD,
+    FOR_PEOPLE,
     GOLDEN,
     MANIFEST,
-    Attribute,
     Bundle,
-    Head,
     Manifest,
     save_tensors,
     sha256,
@@ -28,15 +26,25 @@ from engine.bundle import (
     writing,
 )
 from engine.errors import BundleError
-from engine.reference import field as twin
+from engine.reference.answers import twin_answers
+from engine.sampler import find_bundle
 from engine.verify import PARTS, Check
 from exporter.checkpoints import load_generator, training_record
-from exporter.contents import check_heads, field_tensors, generator_facts, head_tensors, records, rename, versions
+from exporter.contents import (
+    check_heads,
+    field_tensors,
+    generator_facts,
+    head_tensors,
+    records,
+    rename,
+    sharp_tensors,
+    versions,
+)
 from exporter.field_graphs import write_field_graphs
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
-from exporter.heads import load_heads
 from exporter.parity import check_module, examine, record, refuse
+from exporter.parts import read_part, sharpen, split_stacks
 from exporter.synthesis_graph import NOISES, PRECISIONS, export_synthesis
 
 SUFFIX = ".lace"
@@ -67,15 +75,17 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
     if path is not None and (path / MANIFEST).is_file():
         options = {"truncation": truncation, "precision": precision, "noise": noise, "lowering": lowering, "name": name}
         refuse_options(options)
-        return add_heads(
-            Bundle(path), read_heads(heads, labels), target, overwrite, provenance or {}, guidance, progress
-        )
+        if not heads:
+            raise BundleError(f"{path} is a bundle already: pass --heads to add to it")
+        return add_stacks(Bundle(path), read_stacks(heads, labels), target, overwrite, provenance or {}, guidance,
+                          progress)
     source = {}
     if path is not None:
         progress("reading the generator")
         gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path), **training_record(path)}
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
-    stacks = read_heads(heads, labels)
+    stacks = rename(read_stacks(heads, labels), set())
+    refuse_lonely(stacks)
     check_heads(stacks, facts)
     manifest = Manifest(
         facts, *records(stacks, facts), graphs={}, provenance={**versions(), **source, **(provenance or {})}
@@ -111,58 +121,64 @@ def finish(folder: Path, manifest: Manifest, progress: Say, parts: Sequence[str]
     progress("parity check")
     write_manifest(folder, manifest)
     checks = record([*examine(Bundle(folder), parts=parts), *extra])
-    kept = [] if "synthesis" in parts else [c for c in manifest.provenance.get("parity", ()) if is_picture(c)]
+    kept = [] if "synthesis" in parts else kept_checks(manifest.provenance.get("parity"))
     manifest = replace(manifest, provenance={**manifest.provenance, "parity": [*checks, *kept]})
     write_manifest(folder, manifest)
 
 
-def is_picture(check: dict) -> bool:
-    return str(check.get("name", "")).startswith("image")
+def kept_checks(parity: object) -> list[dict]:
+    """Of what an earlier export recorded, the checks of pictures. It may come from a stranger."""
+    keys = {"name": str, "error": float, "floor": float, "passed": bool, "note": str}
+    return [check for check in (parity if isinstance(parity, list) else ())
+            if isinstance(check, dict) and {"name", "error", "floor", "passed"} <= set(check) <= set(keys)
+            and all(type(value) is keys[key] for key, value in check.items()) and check["name"].startswith("image")]
 
 
-def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
-              progress: Say) -> Bundle:
+def add_parts(bundle, parts: Sequence, *, out: str | PathLike, labels: str | Path | None = None,
+              guidance: float | None = None, overwrite: bool = False, provenance: dict | None = None,
+              progress: Say = lambda phase: None) -> Bundle:
+    """Write the bundle ``out``: ``bundle`` (a path, 'demo' or a Bundle) and what the parts bring. Never in place.
+
+    parts   files that a training wrote (see exporter/parts.py), or HeadStacks
+    The result is of the newest format and has passed its exam. Raises BundleError, CheckpointError, ParityError.
+    """
+    opened, target = find_bundle(bundle), Path(out)
+    if not parts:
+        raise BundleError("there is nothing to add: pass --add with the files of one or more parts")
+    if target.exists() and target.resolve() == opened.path.resolve():
+        raise BundleError(f"{target} is the bundle itself, which is never changed: choose another --out")
+    return add_stacks(opened, read_stacks(parts, labels), target, overwrite, provenance or {}, guidance, progress)
+
+
+def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
+               progress: Say) -> Bundle:
     """The same generator with more heads. The synthesis is copied: its hash vouches for it."""
     old = bundle.manifest
+    if "synthesis" not in old.graphs:
+        raise BundleError(f"{bundle.path} has no synthesis, so its exam cannot be repeated: export the generator again")
     facts = bundle.generator if guidance is None else replace(bundle.generator, guidance=float(guidance))
-    if not stacks:
-        raise BundleError(f"{bundle.path} is a bundle already: pass --heads to add to it")
-    stacks = rename(stacks, set(bundle.heads))
-    check_heads(stacks, facts, known=set(bundle.attributes))
-    heads, attributes = records(stacks, facts)
-    manifest = replace(old, generator=facts, heads=old.heads + heads, attributes=old.attributes + attributes,
+    added, sharpened = split_stacks(stacks, bundle)
+    check_heads(added, facts, known=set(bundle.attributes))
+    heads, attributes = records(added, facts)
+    heads, attributes = sharpen(old.heads + heads, old.attributes + attributes, sharpened)
+    tensors = bundle.field | head_tensors(added) | sharp_tensors(sharpened)
+    new = {stack.name for stack in added} | {f"{s.name}.sharp" for s in added if s.sharp}
+    new |= {f"{name}.sharp" for name in sharpened}
+    manifest = replace(old, generator=facts, heads=heads, attributes=attributes,
                        provenance={**old.provenance, **provenance})
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
-        tensors = bundle.field | head_tensors(stacks)
         save_tensors(folder / FIELD, tensors)
         graphs = write_field_graphs(folder, facts, manifest.heads)
         manifest = replace(manifest, graphs={"synthesis": old.graphs["synthesis"], **graphs})
         shutil.copyfile(bundle.graph("synthesis"), folder / "synthesis.onnx")
+        for name in FOR_PEOPLE:
+            if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
+                shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, heads, attributes, bundle.golden))
+        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden))
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
-
-
-def twin_answers(tensors: dict, heads: Sequence[Head], attributes: Sequence[Attribute], given: dict) -> dict:
-    """Golden answers of new heads on the stored latents, by the float64 numpy definition of the field."""
-    tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    z, psi = given["z"].astype(np.float64), given["psi"].astype(np.float64)
-    w, hidden = twin.mapping(tensors, z, psi, given.get("label"))
-    answers = {}
-    for head in heads:
-        stack = twin.layers(tensors, f"head.{head.name}")
-        logits, activations = twin.head(stack, w if head.space == "w" else z)
-        for attribute in (a for a in attributes if a.head == head.name):
-            columns = slice(*attribute.columns)
-            seeds = np.eye(head.widths[-1])[columns]
-            gradient = twin.head_rows(stack, activations, seeds, rows=len(z))
-            if head.space == "w":
-                gradient = twin.pullback(tensors, z, psi, hidden, gradient)
-            answers[f"{attribute.name}.logits"] = logits[:, columns].astype(np.float32)
-            answers[f"{attribute.name}.gradient"] = gradient.astype(np.float32)
-    return {name: np.ascontiguousarray(answer) for name, answer in answers.items()}
 
 
 def check_options(*, truncation: float | None, guidance: float | None, precision: str | None, noise: str | None,
@@ -186,7 +202,13 @@ def refuse_options(options: dict) -> None:
                           "leave it out, or export the generator's checkpoint again")
 
 
-def read_heads(heads: Sequence, labels: str | Path | None) -> list:
-    """HeadStacks, from paths where they are paths, each with a name of its own."""
-    stacks = [head if hasattr(head, "layers") else load_heads(head, labels=labels) for head in heads]
-    return rename(stacks, set())
+def read_stacks(heads: Sequence, labels: str | Path | None) -> list:
+    """HeadStacks, from paths where they are paths."""
+    return [head if hasattr(head, "layers") else read_part(head, labels) for head in heads]
+
+
+def refuse_lonely(stacks: Sequence) -> None:
+    """A sharp stack alone has no flow."""
+    if lonely := [stack.name for stack in stacks if not stack.layers]:
+        raise BundleError(f"{', '.join(lonely)}: a head needs a smooth stack; a sharp one alone can only be added to a "
+                          "bundle that has the head: lace-export --bundle B --add PART --out B2")

@@ -41,7 +41,7 @@ def test_golden_answers(demo, name, precision):
 @pytest.mark.parametrize("name", NAMES)
 def test_any_number_of_rows_decodes_alike(demo, name):
     runtime, reference = opened(demo, name), open_runtime(demo, "onnxruntime")
-    w = np.resize(demo.golden["w"], (21, demo.generator.w_dim))
+    w = np.resize(demo.golden["mapping.w"], (21, demo.generator.w_dim))
     ws = np.ascontiguousarray(np.repeat(w[:, None], demo.generator.num_ws, axis=1))
     expected = reference.synthesize(ws)
     for rows in (1, 2, 3, 7, 8, 21):

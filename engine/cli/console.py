@@ -52,8 +52,10 @@ def guarded(work: Callable[[], int]) -> int:
         return STOPPED
 
 
-def complain(message: object) -> None:
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), (str(message), "red")), soft_wrap=True)
+def complain(message: object, *, label: str = "error") -> None:
+    colour = "red" if label == "error" else "yellow"
+    text = Text.assemble((f"{label}: ", f"bold {colour}"), (str(message), colour))
+    Console(stderr=True).print(text, soft_wrap=True)
 
 
 def write_json(text: str) -> None:

@@ -53,7 +53,12 @@ class OpenVinoRuntime:
             request = self.idle.pop()
         except IndexError:
             request = model.create_infer_request()
-        answer = request.infer(dict(feeds), share_inputs=True)
+        try:
+            answer = request.infer(dict(feeds), share_inputs=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:400]
+            raise BackendError(f"openvino {ov.__version__} cannot run the graph {graph!r} of {self.bundle.path}: "
+                               f"{reason}") from error
         self.idle.append(request)
         return {name: value for output, value in answer.items() for name in output.get_names()}
 
@@ -72,7 +77,8 @@ class OpenVinoRuntime:
             model.reshape({node.get_any_name(): [1, *list(node.get_partial_shape())[1:]] for node in model.inputs})
             return self.core.compile_model(model, "CPU", self.options)
         except RuntimeError as error:
-            raise BackendError(f"openvino {self.version} cannot open {path}: {error}") from error
+            reason = " ".join(str(error).split())[:400]
+            raise BackendError(f"openvino {self.version} cannot open {path}: {reason}") from error
 
     def solver(self, solver: Solver, capacity: int) -> Solver:
         return self.solving.solver(solver, capacity) if isinstance(self.solving, NativeRuntime) else solver
