@@ -117,8 +117,8 @@ def check_graph(path: Path, signature: Signature, facts: GeneratorFacts, weights
             if found.get(name) != shape:
                 raise Malformed(f"its output {name!r} comes out as {found.get(name)}; expected {shape}")
     except Malformed as error:
-        raise BundleError(f"{path} is no graph that lace-export writes: {error}. Get the bundle from its authors "
-                          "again, or export it again") from error
+        raise BundleError(f"{path} is no graph that lace-export writes: {str(error)[:300]}. Get the bundle from its "
+                          "authors again, or export it again") from error
 
 
 def compare(what: str, found: tuple[Value, ...], expected: Mapping[str, tuple[int, Shape]]) -> None:

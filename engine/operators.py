@@ -231,12 +231,20 @@ def concat(shapes: Shapes, node: Node) -> Shape:
     parts = [shapes.shapes[name] for name in node.inputs]
     axis = axis_of(node, attribute(node, "axis", 0), len(parts[0]))
     expect(node, len({(*part[:axis], *part[axis + 1 :]) for part in parts}) == 1)
-    dims = [part[axis] for part in parts]
-    total = sum(dims) if all(isinstance(dim, int) for dim in dims) else "+".join(  # type: ignore[arg-type]
-        str(dim).replace("*", "x") for dim in dims)
+    total = add(node, [part[axis] for part in parts])
     if len(parts[0]) == 1 and all(name in shapes.values for name in node.inputs):
         shapes.values[node.outputs[0]] = tuple(n for name in node.inputs for n in shapes.values[name])
     return (*parts[0][:axis], total, *parts[0][axis + 1 :])
+
+
+def add(node: Node, dims: list[Dim]) -> Dim:
+    """The sum of sizes. Each symbol may come once: twice the rows, and that again and again, would grow without end."""
+    if all(isinstance(dim, int) for dim in dims):
+        return sum(dims)  # type: ignore[arg-type]
+    terms = [term for dim in dims for term in str(dim).replace("*", "x").split("+")]
+    if len(set(terms)) < len(terms):
+        raise Malformed(f"{node.op} repeats what it joins, which would grow without limit")
+    return "+".join(terms)
 
 
 def slice_of(shapes: Shapes, node: Node) -> Shape:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.bundle import MANIFEST, Bundle
-from engine.cli.console import EXIT_CODES, OK, checks_table, complain, guarded, parse, write_json
+from engine.cli.console import EXIT_CODES, OK, checks_table, guarded, parse, write_json
 from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
 from engine.sampler import find_bundle
@@ -66,6 +66,9 @@ class Progress:
             self.console.print(f"{self.phase:<24}{now - self.start:7.1f} s", highlight=False)
         self.phase, self.start = phase, now
 
+    def note(self, text: str) -> None:
+        self.console.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
 
 def run(options: argparse.Namespace) -> int:
     progress = Progress(Console(stderr=True))
@@ -112,8 +115,7 @@ def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
 
     refuse_given(options, ("add",), "goes with --bundle: a generator's heads are given with --heads")
     if (Path(options.gan) / MANIFEST).is_file():
-        complain("--gan with a bundle is deprecated and will go in 0.3: use --bundle B --add PART... --out B2",
-                 label="note")
+        progress.note("--gan with a bundle is deprecated and will go in 0.3: use --bundle B --add PART... --out B2")
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
                   guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,
                   labels=options.labels, overwrite=options.overwrite, progress=progress)

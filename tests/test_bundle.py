@@ -68,7 +68,7 @@ def test_a_missing_bundle_a_file_and_another_folder_are_told_apart(tmp_path):
 )
 def test_a_manifest_that_cannot_be_read_is_refused(copy, text):
     (copy / MANIFEST).write_bytes(text)
-    with pytest.raises(BundleError, match="cannot be read|is incomplete|expected a table"):
+    with pytest.raises(BundleError, match=r"cannot be read|is incomplete|expected a table"):
         Bundle(copy)
 
 

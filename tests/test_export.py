@@ -81,7 +81,7 @@ def test_bfloat16_is_checked_without_a_runtime_that_has_it(tmp_path):
 def test_noise_inputs_are_named_in_the_manifest_and_zero_by_default(tmp_path):
     parts = tiny.parts()
     bundle = export(parts, out=tmp_path / "n.lace", noise="input")
-    assert bundle.manifest.graphs["synthesis"]["noises"] == {"noise.1": [8, 8], "noise.2": [8, 8]}
+    assert bundle.manifest.graphs["synthesis"]["noises"] == {"noise.1": (8, 8), "noise.2": (8, 8)}
     ws = torch.randn(2, parts.synthesis.num_ws, 16, generator=torch.Generator().manual_seed(1))
     expected = parts.synthesis(ws, [None] * 3).numpy()
     assert open_runtime(bundle, "onnxruntime").synthesize(ws.numpy()) == pytest.approx(expected, abs=2e-5)

@@ -1,7 +1,6 @@
 """Pictures on a real GPU, by every runtime that is installed: `pytest -m gpu`."""
 
 import logging
-import shutil
 
 import numpy as np
 import pytest
@@ -17,11 +16,11 @@ NAMES = [name for name, entry in RUNTIMES.items() if "cuda" in entry.extras]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Bundle:
-    """A copy of the demo bundle, into which plans may be written."""
-    path = tmp_path_factory.mktemp("demo") / "demo.lace"
-    shutil.copytree(find_bundle("demo").path, path, ignore=shutil.ignore_patterns("plans"))
-    return Bundle(path)
+def demo(tmp_path_factory):
+    """The demo bundle, with an empty cache of plans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACE_PLANS", str(tmp_path_factory.mktemp("plans")))
+        yield find_bundle("demo")
 
 
 def opened(demo: Bundle, name: str, precision: str | None = None):

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,14 +49,13 @@ def guarded(work: Callable[[], int]) -> int:
         complain(error)
         return BAD_INPUT
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the interpreter's own end
         complain("stopped")
         return STOPPED
 
 
-def complain(message: object, *, label: str = "error") -> None:
-    colour = "red" if label == "error" else "yellow"
-    text = Text.assemble((f"{label}: ", f"bold {colour}"), (str(message), colour))
-    Console(stderr=True).print(text, soft_wrap=True)
+def complain(message: object) -> None:
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), (str(message), "red")), soft_wrap=True)
 
 
 def write_json(text: str) -> None:
@@ -82,11 +82,11 @@ def worst_of_each(checks: Sequence[Check]) -> list[Check]:
 
 def checks_table(checks: Sequence[Check]) -> Table:
     table = Table(title="answers against the original network", title_justify="left")
-    for column, justify in (("check", "left"), ("found", "right"), ("floor", "right"), ("", "left")):
+    for column, justify in (("check", "left"), ("found", "right"), ("limit", "right"), ("", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     verdicts = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: "[yellow]not checked[/]"}
     for check in worst_of_each(checks):
         found = "" if check.error is None else f"{check.error:.3g}"
         sign = ">=" if check.name.endswith("psnr") else "<="
-        table.add_row(check.name, found, f"{sign} {check.floor:.3g}", verdicts[check.passed])
+        table.add_row(check.name, found, f"{sign} {check.limit:.3g}", verdicts[check.passed])
     return table
