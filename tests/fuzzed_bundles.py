@@ -18,6 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.worlds import head_tensors, random_world, write_bundle
 
 Files = dict[str, bytes]
 LIMIT = 10.0  # seconds of a case
+ENDS = ("refused", "failed", "answered")
 DIM, SIDE, CHANNELS, WS = 8, 4, 3, 2
 
 
@@ -417,15 +419,19 @@ def run_child(base: Path, first: int, count: int, runtime: str, timeout: float =
     """How the cases ended, counted; raises AssertionError with the case that died, hung or raised something else."""
     command = [sys.executable, "-m", "tests.fuzzed_bundles", str(base), str(first), str(count), runtime]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-    lines = done.stdout.splitlines()
-    last = "; ".join(line for line in lines[-2:] if line)
-    assert done.returncode == 0, f"died with {done.returncode} after: {last}\n{done.stderr[-2000:]}"
-    ends = [line.partition(": ")[2] for line in lines if line.startswith("end ")]
-    bad = [f"{lines[i - 1]} -> {line}" for i, line in enumerate(lines) if line.startswith("end ")
-           and line.partition(": ")[2] not in ("refused", "failed", "answered")]
+    return read_ends(done.stdout, done.returncode, done.stderr, count)
+
+
+def read_ends(said: str, code: int, complaint: str, count: int) -> Counter:
+    """What a child said, see ``run_child``."""
+    lines = said.splitlines()
+    assert code == 0, f"died with {code} after: {'; '.join(lines[-2:])}\n{complaint[-2000:]}"
+    ends = [(before, line) for before, line in pairwise(lines) if line.startswith("end ")]
+    known = Counter(line.partition(": ")[2] for _, line in ends)
+    bad = [f"{before} -> {line}" for before, line in ends if line.partition(": ")[2] not in ENDS]
     assert not bad, f"{len(bad)} of {len(ends)} cases: {bad[0]}"
-    assert len(ends) == count
-    return Counter(ends)
+    assert len(ends) == count, f"{len(ends)} of {count} cases ended"
+    return known
 
 
 if __name__ == "__main__":
