@@ -101,7 +101,7 @@ def start_energies(sampler):
     from engine import parse
     from engine.reference.tape import evaluate
 
-    tape = sampler.lowered(parse(CONDITION))
+    tape = sampler.starts.lower(parse(CONDITION))
     logits = sampler.measure(sampler.solve(None, seeds=range(ROWS)))
     u = [[float(row[c.attribute][1] - row[c.attribute][0] if c.index is None else row[c.attribute][c.index])
           for c in tape.columns] for row in logits]

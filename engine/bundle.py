@@ -45,6 +45,7 @@ from engine.manifest import (
     kind_of,
     read_manifest,
 )
+from engine.spaces import Space, spaces_of
 from engine.validation import load_tensors, name_as_in_2, validate
 
 __all__ = [
@@ -91,6 +92,11 @@ class Bundle:
     @property
     def generator(self) -> GeneratorFacts:
         return self.manifest.generator
+
+    @cached_property
+    def spaces(self) -> Mapping[str, Space]:
+        """The spaces in which a flow may run, by name."""
+        return spaces_of(self.generator)
 
     @property
     def is_linked(self) -> bool:

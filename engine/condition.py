@@ -1,4 +1,4 @@
-"""Conditions: expressions over attributes. Pure, frozen, hashable values that know no bundle.
+"""Conditions: expressions over attributes. Frozen, hashable values that do not depend on a bundle.
 
     attr("smile") & ~attr("glasses") & attr("haircolor", "blond") | 2 * attr("hat")
     attr("age", 0.75)    attr("age") > 0.7    attr("age").between(0.3, 0.6)    near(0.04)    keep("smile", weight=0.01)
@@ -29,11 +29,11 @@ class Condition:
     __array_ufunc__ = None  # numpy.float64(2) * condition must call __rmul__, not build an object array
 
     def __and__(self, other: "Condition") -> "Condition":
-        return And(_parts(And, self) + _parts(And, _checked(other, "&")))
+        return And(_parts(And, self) + _parts(And, _require_condition(other, "&")))
 
     def __or__(self, other: "Condition") -> "Condition":
         # Only the left side is flattened: a | (b | c) stays nested, because LACE's OR is not associative.
-        return Or((*_parts(Or, self), _checked(other, "|")))
+        return Or((*_parts(Or, self), _require_condition(other, "|")))
 
     def __invert__(self) -> "Condition":
         return Not(self)
@@ -144,14 +144,14 @@ class Or(Condition):
 
 def attr(name: str, choice: str | float | None = None) -> Is:
     """An attribute. Without a choice: its last class, or the start of a comparison, attr("age") > 0.7."""
-    _checked_name(name, "an attribute's name")
+    _check_name(name, "an attribute's name")
     if isinstance(choice, str):
-        return Is(name, _checked_name(choice, "a class name"))
+        return Is(name, _check_name(choice, "a class name"))
     if choice is None:
         return Is(name)
     number = _finite(choice, f"the choice for {name!r}")
-    # 1 and 1.0 are equal in Python, so they must mean the same: a whole number is a class index for a class attribute
-    # and a value for a value attribute, however it was typed.
+    # 1 and 1.0 are equal in Python, so both must have the same meaning: a whole number is a class index for a class
+    # attribute and a value for a value attribute, however it was typed.
     return Is(name, int(number) if number.is_integer() and abs(number) < 2**53 else number)
 
 
@@ -170,7 +170,7 @@ def keep(*names: str, weight: float = 0.01) -> Keep:
     if EVERY_OTHER in names and len(names) > 1:
         raise ConditionError('keep("*") already means all attributes not mentioned: give "*" alone or names alone')
     if names != (EVERY_OTHER,):
-        names = tuple(dict.fromkeys(_checked_name(name, "an attribute's name") for name in names))
+        names = tuple(dict.fromkeys(_check_name(name, "an attribute's name") for name in names))
     return Keep(names, _weight(weight, "the weight of keep"))
 
 
@@ -188,7 +188,7 @@ def _parts(kind: "type[And] | type[Or]", condition: Condition) -> tuple[Conditio
     return condition.parts if isinstance(condition, kind) else (condition,)
 
 
-def _checked(other: object, operator: str) -> Condition:
+def _require_condition(other: object, operator: str) -> Condition:
     if isinstance(other, Condition):
         return other
     raise ConditionError(
@@ -197,7 +197,7 @@ def _checked(other: object, operator: str) -> Condition:
     )
 
 
-def _checked_name(name: object, what: str) -> str:
+def _check_name(name: object, what: str) -> str:
     if isinstance(name, str) and name and name.isprintable() and '"' not in name and name != EVERY_OTHER:
         return name
     raise ConditionError(f'{what} must be a printable text without ", not {name!r}')
@@ -240,7 +240,7 @@ def _text(condition: Condition) -> tuple[str, int]:
             return _word(name), ATOM
         case Is(name, choice):
             return f"{_word(name)}={_word(choice) if isinstance(choice, str) else _number(choice)}", ATOM
-        # LOOSE: the grammar would read 2*0.3<age<0.6, but nobody else would, so ~ and * get parentheses here.
+        # LOOSE: the grammar reads 2*0.3<age<0.6, but a person stumbles over it, so ~ and * get parentheses here.
         case Within(name, low, None):
             return f"{_word(name)}>{_number(low)}", LOOSE
         case Within(name, None, high):
@@ -252,29 +252,29 @@ def _text(condition: Condition) -> tuple[str, int]:
         case Keep(names, weight):
             listed = ", ".join(name if name == EVERY_OTHER else _word(name) for name in names)
             return f"keep({listed}, weight={_number(weight)})", ATOM
-    return _joined(condition, _text, "*")
+    return _join(condition, _text, "*")
 
 
 def _python(condition: Condition) -> tuple[str, int]:
     match condition:
         case Is(name, None):
-            return f"attr({_quoted(name)})", ATOM
+            return f"attr({_quote(name)})", ATOM
         case Is(name, choice):
-            return f"attr({_quoted(name)}, {_quoted(choice) if isinstance(choice, str) else _number(choice)})", ATOM
+            return f"attr({_quote(name)}, {_quote(choice) if isinstance(choice, str) else _number(choice)})", ATOM
         case Within(name, low, None):
-            return f"attr({_quoted(name)}) > {_number(low)}", COMPARE
+            return f"attr({_quote(name)}) > {_number(low)}", COMPARE
         case Within(name, None, high):
-            return f"attr({_quoted(name)}) < {_number(high)}", COMPARE
+            return f"attr({_quote(name)}) < {_number(high)}", COMPARE
         case Within(name, low, high):
-            return f"attr({_quoted(name)}).between({_number(low)}, {_number(high)})", ATOM
+            return f"attr({_quote(name)}).between({_number(low)}, {_number(high)})", ATOM
         case Near(weight):
             return f"near({_number(weight)})", ATOM
         case Keep(names, weight):
-            return f"keep({', '.join(map(_quoted, names))}, weight={_number(weight)})", ATOM
-    return _joined(condition, _python, " * ")
+            return f"keep({', '.join(map(_quote, names))}, weight={_number(weight)})", ATOM
+    return _join(condition, _python, " * ")
 
 
-def _joined(condition: Condition, form: Printer, times: str) -> tuple[str, int]:
+def _join(condition: Condition, form: Printer, times: str) -> tuple[str, int]:
     def part(child: Condition, least: int) -> str:
         text, binding = form(child)
         return text if binding >= least else f"({text})"
@@ -301,5 +301,5 @@ def _word(name: str) -> str:
     return name if plain else f'"{name}"'
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)

@@ -4,8 +4,9 @@ The check parses the file without running it (engine/onnx_file.py), follows all 
 compares inputs and outputs with what the manifest's sizes demand.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.errors import BundleError
@@ -19,7 +20,6 @@ MOST_NUMBERS, NUMBERS_PER_PIXEL = 1 << 24, 1 << 10
 MOST_WORK, WORK_PER_PIXEL = 1 << 36, 1 << 20
 
 Values = dict[str, tuple[int, Shape]]
-# What is known of a file beside the graph: bytes that field.safetensors has.
 ROWS = "rows"
 
 
@@ -92,12 +92,12 @@ SIGNATURES: dict[str, Callable[[Manifest], Signature]] = {
 
 def signatures(manifest: Manifest) -> dict[str, Callable[[], Signature]]:
     """Of all graphs that a bundle with this manifest may have, by name."""
-    found = {name: lambda make=make: make(manifest) for name, make in SIGNATURES.items()}
+    found = {name: partial(make, manifest) for name, make in SIGNATURES.items()}
     for entry in manifest.heads:
-        found[f"head.{entry.name}"] = lambda widths=entry.widths: head(manifest, widths)
+        found[f"head.{entry.name}"] = partial(head, manifest, entry.widths)
         if entry.sharp:
-            found[f"head.{entry.name}.sharp"] = lambda widths=entry.sharp.widths: head(manifest, widths)
-    return found
+            found[f"head.{entry.name}.sharp"] = partial(head, manifest, entry.sharp.widths)
+    return dict(found)
 
 
 def check_graph(path: Path, signature: Signature, facts: GeneratorFacts, weights: int) -> None:
@@ -121,7 +121,7 @@ def check_graph(path: Path, signature: Signature, facts: GeneratorFacts, weights
                           "authors again, or export it again") from error
 
 
-def compare(what: str, found: tuple[Value, ...], expected: Mapping[str, tuple[int, Shape]]) -> None:
+def compare(what: str, found: Sequence[Value], expected: Mapping[str, tuple[int, Shape]]) -> None:
     names = [value.name for value in found]
     if sorted(names) != sorted(expected):
         raise Malformed(f"its {what}s are {listed(names)}; expected {listed(expected)}")
@@ -135,9 +135,8 @@ def compare(what: str, found: tuple[Value, ...], expected: Mapping[str, tuple[in
                             f"{shape}")
 
 
-def listed(names) -> str:
-    names = [f"{name!r:.40}" for name in sorted(names)[:8]]
-    return ", ".join(names) or "none"
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"{name!r:.40}" for name in sorted(names)[:8]) or "none"
 
 
 def check_place(tensor: Tensor, weights: int) -> None:

@@ -192,10 +192,10 @@ def elementwise(shapes: Shapes, node: Node) -> Shape:
 
 
 def matmul(shapes: Shapes, node: Node) -> Shape:
-    a, b = shapes.of(node, 0), shapes.of(node, 1)
-    expect(node, len(node.inputs) == 2 and len(a) >= 2 and len(b) >= 2 and a[-1] == b[-2] and isinstance(a[-1], int))
-    result = (*broadcast(node, a[:-2], b[:-2]), a[-2], b[-1])
-    shapes.spend(node, size(result) * a[-1])  # type: ignore[operator]
+    (*left, n, k), (*right, depth, m) = shapes.of(node, 0), shapes.of(node, 1)
+    expect(node, len(node.inputs) == 2 and isinstance(k, int) and k == depth)
+    result = (*broadcast(node, tuple(left), tuple(right)), n, m)
+    shapes.spend(node, size((*result, k)))
     return result
 
 
@@ -205,7 +205,7 @@ def gemm(shapes: Shapes, node: Node) -> Shape:
     k, n = reversed(b) if attribute(node, "transB", 0) else b
     expect(node, a[1] == k and isinstance(k, int))
     expect(node, broadcast(node, (a[0], n), *(shapes.shapes[name] for name in node.inputs[2:])) == (a[0], n))
-    shapes.spend(node, size((a[0], n)) * k)  # type: ignore[operator]
+    shapes.spend(node, size((a[0], n, k)))
     return a[0], n
 
 
@@ -213,7 +213,8 @@ def gather(shapes: Shapes, node: Node) -> Shape:
     data, index = shapes.of(node, 0), shapes.of(node, 1)
     axis = axis_of(node, attribute(node, "axis", 0), len(data))
     known = shapes.values.get(node.inputs[1], ())
-    expect(node, all(isinstance(data[axis], int) and isinstance(i, int) and 0 <= i < data[axis] for i in known))
+    length = data[axis]
+    expect(node, all(isinstance(length, int) and isinstance(i, int) and 0 <= i < length for i in known))
     return (*data[:axis], *index, *data[axis + 1 :])
 
 

@@ -1,4 +1,4 @@
-"""Pictures as people see them: PNG files with their origin inside, grids, film strips."""
+"""Pictures as files: PNGs with their origin inside, grids, film strips."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +27,8 @@ def save_png(path: Path, image: Image.Image, text: Mapping[str, str]) -> None:
     image.save(path, format="PNG", pnginfo=chunks)
 
 
-def enlarged(image: Image.Image, least: int) -> Image.Image:
-    """Small pictures by a whole factor, so that a side has at least ``least`` pixels."""
+def enlarge(image: Image.Image, least: int) -> Image.Image:
+    """Enlarge a small picture by a whole factor, so that it is at least ``least`` pixels wide."""
     factor = -(-least // image.width)
     if factor <= 1:
         return image
@@ -43,7 +43,7 @@ def grid(images: Sequence[Array | None], *, columns: int | None = None, cell: in
 
 def table(rows: Sequence[Sequence[Image.Image]], cell: int, captions: Sequence[str] = ()) -> Image.Image:
     """Rows of pictures on white; ``captions`` stand above the columns."""
-    rows = [[enlarged(image, cell) for image in row] for row in rows]
+    rows = [[enlarge(image, cell) for image in row] for row in rows]
     width, height = rows[0][0].size
     columns = max(len(row) for row in rows)
     size = max(11, width // 11)

@@ -1,6 +1,6 @@
-"""Lowering: a condition meets a bundle's attributes and becomes a tape, the numbers that a solver works with.
+"""Lowering: from a condition and a bundle's attributes to a tape, the numbers that a solver works with.
 
-The tape's program is interpreted by engine/reference/tape.py, whose first comment lists the nodes. Product logic is
+The tape's program is interpreted by engine/reference/tape.py, whose docstring lists the nodes. Product logic is
 lowered to negation normal form by De Morgan, which is exact in this logic: only leaves are negated. LACE logic is
 lowered as written.
 """
@@ -73,7 +73,7 @@ class Tape:
         return replace(self, parameters=parameters)
 
 
-# Of a condition that asks for nothing.
+# The tape of no condition.
 EMPTY = Tape((), np.empty(0), (), 0.0, (), "product")
 
 
@@ -124,11 +124,10 @@ def lower(
     if not 0 < guidance < float("inf"):
         raise ConditionError(f"the guidance must be a finite number greater than 0, not {guidance!r}")
     draft = Draft(attributes, logic, temperature)
-    terms = [] if condition is None else list(_terms(_checked(condition), 1.0))
-    mentioned = _mentioned(terms)
-    keeps = [
-        (scale * part.weight, _kept(part, attributes, mentioned)) for scale, part in terms if isinstance(part, Keep)
-    ]
+    terms = [] if condition is None else list(_terms(_check(condition), 1.0))
+    mentioned = _names_of(terms)
+    keeps = [(scale * part.weight, _names_to_keep(part, attributes, mentioned))
+             for scale, part in terms if isinstance(part, Keep)]
     draft.raw = frozenset(name for _, names in keeps for name in names)
     count = 0
     for scale, part in terms:
@@ -142,7 +141,7 @@ def lower(
             count = _join(draft, "and", count)
     if len(draft.columns) > MAX_COLUMNS:
         raise ConditionError(f"the condition reads {len(draft.columns)} logits, more than {MAX_COLUMNS}: split it")
-    return _finished(draft, sum((scale * part.weight for scale, part in terms if isinstance(part, Near)), 0.0))
+    return _finish(draft, sum((scale * part.weight for scale, part in terms if isinstance(part, Near)), 0.0))
 
 
 def satisfied(
@@ -162,12 +161,12 @@ def satisfied(
     def truth(part: Condition) -> np.ndarray:
         match part:
             case Is(name, choice):
-                attribute = _found(name, attributes)
+                attribute = _find(name, attributes)
                 if attribute.kind == "class":
                     return np.argmax(logits[name], axis=1) == _class_index(attribute, choice)
                 return np.abs(logits[name][:, 0] - _target(attribute, choice)) <= tolerance
             case Within(name, low, high):
-                _bounded(_found(name, attributes), part)
+                _require_value(_find(name, attributes), part)
                 u = logits[name][:, 0]
                 return (u > (-np.inf if low is None else low)) & (u < (np.inf if high is None else high))
             case Not(inner):
@@ -180,10 +179,10 @@ def satisfied(
                 return np.logical_or.reduce([truth(inner) for inner in parts])
         return np.ones(rows, dtype=bool)
 
-    return np.ones(rows, dtype=bool) if condition is None else truth(_checked(condition))
+    return np.ones(rows, dtype=bool) if condition is None else truth(_check(condition))
 
 
-def _checked(condition: object) -> Condition:
+def _check(condition: object) -> Condition:
     """The condition, if it is one and not too deep for the recursions below (this walk has no recursion)."""
     if not isinstance(condition, Condition):
         raise ConditionError(f"expected a condition, not {type(condition).__name__}: read a text with parse(text)")
@@ -216,22 +215,22 @@ def _terms(condition: Condition, scale: float) -> Iterable[tuple[float, Conditio
             yield scale, condition
 
 
-def _mentioned(terms: Iterable[tuple[float, Condition]]) -> set[str]:
+def _names_of(terms: Iterable[tuple[float, Condition]]) -> set[str]:
     return {name for _, part in terms for name in part.attributes()}
 
 
-def _kept(part: Keep, attributes: Mapping[str, Attribute], mentioned: set[str]) -> tuple[str, ...]:
+def _names_to_keep(part: Keep, attributes: Mapping[str, Attribute], mentioned: set[str]) -> tuple[str, ...]:
     if part.names == (EVERY_OTHER,):
         return tuple(name for name in attributes if name not in mentioned)
-    return tuple(_found(name, attributes).name for name in part.names)
+    return tuple(_find(name, attributes).name for name in part.names)
 
 
 def _emit(draft: Draft, condition: Condition, negated: bool = False) -> None:
     match condition:
         case Is(name):
-            _is(draft, _found(name, draft.attributes), condition, negated)
+            _is(draft, _find(name, draft.attributes), condition, negated)
         case Within(name):
-            _within(draft, _found(name, draft.attributes), condition, negated)
+            _within(draft, _find(name, draft.attributes), condition, negated)
         case Weighted(weight, part):
             # Under a product-logic NOT the weight stays as it is: ~(k * a) = k * ~a, a weight is importance.
             _emit(draft, part, negated)
@@ -280,7 +279,7 @@ def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
 
 
 def _within(draft: Draft, attribute: Attribute, leaf: Within, negated: bool) -> None:
-    _bounded(attribute, leaf)
+    _require_value(attribute, leaf)
     column = _column(draft, attribute, 0)
     count = 0
     for bound, sign in ((leaf.low, 1.0), (leaf.high, -1.0)):
@@ -318,7 +317,7 @@ def _raw_columns(draft: Draft, attribute: Attribute) -> int:
     return first
 
 
-def _finished(draft: Draft, near: float) -> Tape:
+def _finish(draft: Draft, near: float) -> Tape:
     parameters = np.array(draft.parameters, dtype=np.float64)
     parameters.flags.writeable = False
     return Tape(tuple(draft.program), parameters, tuple(draft.columns), near, tuple(draft.anchors), draft.logic)
@@ -328,7 +327,7 @@ def _width(attribute: Attribute) -> int:
     return 1 if attribute.kind == "value" else len(attribute.classes)
 
 
-def _found(name: str, attributes: Mapping[str, Attribute]) -> Attribute:
+def _find(name: str, attributes: Mapping[str, Attribute]) -> Attribute:
     if name not in attributes:
         _unknown(f"there is no attribute {name!r}", name, attributes)
     return attributes[name]
@@ -359,7 +358,7 @@ def _target(attribute: Attribute, choice: str | float | None) -> float:
     return float(choice)
 
 
-def _bounded(attribute: Attribute, leaf: Within) -> None:
+def _require_value(attribute: Attribute, leaf: Within) -> None:
     if attribute.kind == "class":
         listed = ", ".join(attribute.classes)
         raise ConditionError(

@@ -127,11 +127,16 @@ def finish(folder: Path, manifest: Manifest, progress: Say, parts: Sequence[str]
 
 
 def kept_checks(parity: object) -> list[dict]:
-    """Of what an earlier export recorded, the checks of pictures. It may come from a stranger."""
-    keys = {"name": str, "error": float, "floor": float, "passed": bool, "note": str}
-    return [check for check in (parity if isinstance(parity, list) else ())
-            if isinstance(check, dict) and {"name", "error", "floor", "passed"} <= set(check) <= set(keys)
-            and all(type(value) is keys[key] for key, value in check.items()) and check["name"].startswith("image")]
+    """Of what an earlier export recorded, the checks of pictures. It may come from a stranger, or from 0.1."""
+    keys, kept = {"name": str, "error": float, "limit": float, "passed": bool, "note": str}, []
+    for check in parity if isinstance(parity, list) else ():
+        if not isinstance(check, dict):
+            continue
+        found = {"limit" if key == "floor" else key: value for key, value in check.items()}
+        is_whole = {"name", "error", "limit", "passed"} <= set(found) <= set(keys)
+        if is_whole and all(type(value) is keys[key] for key, value in found.items()):
+            kept += [found] if found["name"].startswith("image") else []
+    return kept
 
 
 def add_parts(bundle, parts: Sequence, *, out: str | PathLike, labels: str | Path | None = None,

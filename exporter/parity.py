@@ -49,7 +49,7 @@ def refuse(checks: Sequence[Check]) -> None:
     side = "at least" if check.name.endswith("psnr") else "at most"
     raise ParityError(
         f"the exported bundle does not answer as the original network: {check.name} is {check.error:.3g}, and must be "
-        f"{side} {check.floor:.3g}{others}. Nothing was written. If this is fp16 or bf16, export with --precision "
+        f"{side} {check.limit:.3g}{others}. Nothing was written. If this is fp16 or bf16, export with --precision "
         "fp32; if it is fp32, this is a bug of the exporter: please report it with the checkpoint's kind"
     )
 

@@ -103,7 +103,7 @@ def conditions_for(sampler: Sampler, judge: Judge, wanted: Sequence[str]) -> lis
     if wanted:
         conditions = list(map(parse, wanted))
         for condition in conditions:
-            sampler.lowered(condition)
+            sampler.starts.lower(condition)
             if not asked(condition):
                 raise LaceError(f"the condition {condition} states nothing that a picture could show")
         check_judge(judge, attributes, [name for condition in conditions for name in asked(condition)])

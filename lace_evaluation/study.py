@@ -193,7 +193,7 @@ def at_end(sampler: Sampler, samples: Sequence[Sample]) -> list[Sample]:
     logits = sampler.measure(samples)
     found = []
     for sample, read in zip(samples, logits, strict=True):
-        tape = sampler.lowered(sample.condition, in_w=sample.z is None)
+        tape = sampler.starts.lower(sample.condition, sampler.bundle.spaces[sample.space])
         u = [read[c.attribute][1] - read[c.attribute][0] if c.index is None else read[c.attribute][c.index]
              for c in tape.columns]
         logp = interpret(tape.program, tape.parameters[None], np.array([u]))[0] if u else np.zeros(1)

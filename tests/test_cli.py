@@ -10,7 +10,7 @@ from PIL import Image
 from engine import Sampler
 from engine.cli import edit, sample
 from engine.cli.console import BAD_INPUT, CHECK_FAILED, MISSING_PACKAGE, OK
-from engine.runtimes.onnxruntime import OnnxRuntime
+from engine.runtimes.onnxruntime import Graphs
 from exporter.export import export
 from tests import tiny
 
@@ -30,8 +30,8 @@ def conditional(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """Two threads that wait for each other beside other test processes are many times slower than one."""
-    opening = OnnxRuntime.__init__
-    monkeypatch.setattr(OnnxRuntime, "__init__", lambda self, bundle, _=0, *more: opening(self, bundle, 1, *more))
+    opening = Graphs.__init__
+    monkeypatch.setattr(Graphs, "__init__", lambda self, bundle, _=0, *more: opening(self, bundle, 1, *more))
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_pictures_equal_the_torch_generator(made):
     parts = tiny.parts(labels=3)
     ws = torch.randn(5, parts.synthesis.num_ws, 16, generator=torch.Generator().manual_seed(1))
     runtime = open_runtime(made, "onnxruntime")
-    assert runtime.synthesize(ws.numpy()) == pytest.approx(parts.synthesis(ws).numpy(), abs=2e-5)
+    assert runtime.drawing.synthesize(ws.numpy()) == pytest.approx(parts.synthesis(ws).numpy(), abs=2e-5)
 
 
 def test_bfloat16_is_checked_without_a_runtime_that_has_it(tmp_path):
@@ -84,7 +84,7 @@ def test_noise_inputs_are_named_in_the_manifest_and_zero_by_default(tmp_path):
     assert bundle.manifest.graphs["synthesis"]["noises"] == {"noise.1": (8, 8), "noise.2": (8, 8)}
     ws = torch.randn(2, parts.synthesis.num_ws, 16, generator=torch.Generator().manual_seed(1))
     expected = parts.synthesis(ws, [None] * 3).numpy()
-    assert open_runtime(bundle, "onnxruntime").synthesize(ws.numpy()) == pytest.approx(expected, abs=2e-5)
+    assert open_runtime(bundle, "onnxruntime").drawing.synthesize(ws.numpy()) == pytest.approx(expected, abs=2e-5)
 
 
 def test_a_wrong_graph_is_refused_and_nothing_is_left(tmp_path, monkeypatch, graph_of_made):

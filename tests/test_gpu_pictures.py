@@ -42,10 +42,10 @@ def test_any_number_of_rows_decodes_alike(demo, name):
     runtime, reference = opened(demo, name), open_runtime(demo, "onnxruntime")
     w = np.resize(demo.golden["mapping.w"], (21, demo.generator.w_dim))
     ws = np.ascontiguousarray(np.repeat(w[:, None], demo.generator.num_ws, axis=1))
-    expected = reference.synthesize(ws)
+    expected = reference.drawing.synthesize(ws)
     for rows in (1, 2, 3, 7, 8, 21):
         for _ in range(3):  # run, captured, replayed
-            np.testing.assert_allclose(runtime.synthesize(ws[:rows]), expected[:rows], atol=2e-4)
+            np.testing.assert_allclose(runtime.drawing.synthesize(ws[:rows]), expected[:rows], atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])

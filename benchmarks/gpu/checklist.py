@@ -23,9 +23,8 @@ from engine.cuda.driver import Device, NoDevice
 from engine.errors import LaceError
 from engine.layout import PRECISIONS
 from engine.runtimes import open_runtime
-from engine.runtimes.cuda import CudaRuntime
+from engine.runtimes.cuda import CudaSolving
 from engine.sampler import DEMO, Sampler, find_bundle
-from engine.solvers import make_solver
 
 # --- the parts of the list ----------------------------------------------------------------------------------------
 
@@ -62,13 +61,13 @@ def solves(device: Device) -> Iterator[Fact]:
 def host_loop(device: Device) -> Iterator[Fact]:
     """Whether the loop on the device gives the bits of the loop on the host."""
     runtime = open_runtime(find_bundle(DEMO), "cuda", device="cuda")
-    assert isinstance(runtime, CudaRuntime)
+    assert isinstance(runtime.solving, CudaSolving)
     sampler, ends = Sampler(DEMO), []
     for loops in (True, False):
-        runtime.engine.close_plans()
-        runtime.engine.loops = loops
-        sampler.runtime, sampler.flows = runtime, {False: [], True: []}
-        sampler.stepper = runtime.solver(make_solver("gauss-newton"), 16)
+        runtime.solving.engine.close_plans()
+        runtime.solving.engine.loops = loops
+        sampler.runtime, sampler.flows.solving = runtime, runtime.solving
+        sampler.flows.idle.clear()
         ends.append(np.stack([s.w for s in sampler.solve("smile & age=0.7", seeds=range(16))]))
     yield "the loop on the device gives the host's bits", bool(np.array_equal(*ends)), "True"
 

@@ -47,7 +47,7 @@ def golden_ws(bundle: Bundle, rows: int) -> Array:
 
 def open_decode(bench: Bench, bundle: Bundle, ws: Array, runtime: str = "auto", precision: str | None = None) -> Run:
     opened = open_runtime(bundle, runtime, threads=bench.threads, precision=precision)
-    return lambda: opened.synthesize(ws)
+    return lambda: opened.drawing.synthesize(ws)
 
 
 def examine_picture(bundle: Bundle, images: Array) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def floor(cost: Mapping, speed: Mapping[str, float]) -> float:
 
 
 PLOTS: tuple[tuple[str, str, str, Callable[[Any, Sequence[Mapping]], Any]], ...] = (
-    ("Solve", "latency against rows", "latency.png", latency),
-    ("Solve: accuracy", "energy against evaluations", "energy.png", energies),
+    ("Time", "latency against rows", "latency.png", latency),
+    ("Accuracy", "energy against evaluations", "energy.png", energies),
     ("One evaluation", "measured time against the floor", "roofline.png", roofline),
 )

@@ -1,6 +1,6 @@
-"""Markdown from a file of measurements: the goals, one table a suite, and what could not be measured.
+"""Markdown pages from a file of measurements: goals first, then one table a suite, and what could not be measured.
 
-``table`` gives the short form for a README; ``write_report`` a folder with report.md and the plots.
+``write_report`` makes a folder: report.md with the goals and the machine, one page for each group of suites, the plots.
 """
 
 import os
@@ -13,6 +13,7 @@ from engine.errors import LaceError
 from engine.folders import writing_folder
 
 REPORT = "report.md"
+Plots = Iterable[tuple[str, str, str]]  # section, description and file of each
 VERDICT = {True: "met", False: "**not met**", None: "not measured"}
 WRONG = "†"  # behind a time whose answer did not pass its check
 FIELDS = ("Ours with a row of the Jacobian for each column that the condition reads, as the default solver needs it, "
@@ -35,9 +36,9 @@ def run_of(line: Mapping) -> tuple:
     return line.get("commit"), line.get("threads"), line.get("quick"), line.get("machine", {}).get("cpu")
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """A table; if its cells are ``numbers``, all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -137,12 +138,12 @@ def shown(value: object) -> str:
 
 def missing(lines: Sequence[Mapping]) -> str:
     """What was not measured, and why; what was wrong."""
-    told = []
+    items = []
     for fact, mark in (("unavailable", ""), ("check", f" {WRONG}")):
         here = [line for line in lines if line.get(fact, "passed") != "passed"]
         for (suite, contestant, what), some in groups(here, "suite", "contestant", fact).items():
-            told.append(f"- {suite}, `{contestant}`{mark}: {what} ({counted(len(some), 'setting')})")
-    return "\n".join(told)
+            items.append(f"- {suite}, `{contestant}`{mark}: {what} ({counted(len(some), 'setting')})")
+    return "\n".join(items)
 
 
 def goals_table(goals: Sequence[Goal]) -> str:
@@ -161,18 +162,10 @@ def about(lines: Sequence[Mapping]) -> str:
             f"turns. {WRONG} marks a time whose answer did not pass its check.")
 
 
-def table(path: Path | str) -> str:
-    """The short form for a README: goals, solves, pictures. Raises RecordError."""
-    lines = latest(Path(path))
-    decode = by_resolution(lines, "decode")
-    parts = [about(lines), goals_table(find_goals(lines)), by_rows(lines, "solve"), decode]
-    return "\n\n".join(part for part in parts if part)
-
-
 def by_resolution(lines: Sequence[Mapping], suite: str) -> str:
     """A grid of single pictures."""
     some = [line for line in of_suite(lines, suite) if line["rows"] == 1 and is_benchmark_world(line)]
-    return f"One picture.\n\n{grid(some, 'resolution', lambda n: f'{n} px')}" if some else ""
+    return grid(some, "resolution", lambda n: f"{n} px") if some else ""
 
 
 def is_benchmark_world(line: Mapping) -> bool:
@@ -180,35 +173,54 @@ def is_benchmark_world(line: Mapping) -> bool:
     return line.get("world") != "demo"
 
 
-def sections(lines: Sequence[Mapping]) -> dict[str, str]:
+def pages(lines: Sequence[Mapping], plots: Plots) -> dict[str, str]:
+    """Markdown by file name. A section without measurements is left out, and so is a page without sections."""
     fields = by_rows(lines, "field")
-    return {
+    parts = {
+        "solving.md": ("Solves", {
+            "Time": by_rows(lines, "solve"),
+            "Accuracy": accuracy(lines),
+            "Hard targets": hard(lines),
+            "One evaluation": f"{FIELDS}\n\n{fields}" if fields else "",
+        }),
+        "pictures.md": ("Pictures", {
+            "One picture": by_resolution(lines, "decode"),
+            "Decode": plain(lines, "decode", ("world", "resolution", "rows", "psnr")),
+            "A condition to a PNG": plain(lines, "end-to-end", ("world", "resolution", "energy")),
+        }),
+        "serving.md": ("Streams, cold start, memory", {
+            "Stream": plain(lines, "stream", ("world", "pictures", "rows", "capacity", "details")),
+            "Cold start": plain(lines, "cold", ("world", "resolution", "details")),
+            "Memory": plain(lines, "memory", ("world", "rows")),
+        }),
+    }
+    found = {file: page(title, about(lines), sections, plots) for file, (title, sections) in parts.items()
+             if any(sections.values())}
+    links = "\n".join(f"- [{parts[file][0]}]({file})" for file in found)
+    front = {
+        "Pages": links,
         "Goals": goals_table(find_goals(lines)),
-        "Solve": by_rows(lines, "solve"),
-        "Solve: accuracy": accuracy(lines),
-        "Hard targets": hard(lines),
-        "One evaluation": f"{FIELDS}\n\n{fields}" if fields else "",
-        "Stream": plain(lines, "stream", ("world", "pictures", "rows", "capacity", "details")),
-        "Decode": plain(lines, "decode", ("world", "resolution", "rows", "psnr")),
-        "A condition to a PNG": plain(lines, "end-to-end", ("world", "resolution", "energy")),
-        "Cold start": plain(lines, "cold", ("world", "resolution", "details")),
-        "Memory": plain(lines, "memory", ("world", "rows")),
         "The machine": plain(lines, "machine", ()),
         "Not measured, or wrong": missing(lines),
     }
+    return {REPORT: page("Speed", about(lines), front, plots), **found}
+
+
+def page(title: str, lead: str, sections: Mapping[str, str], plots: Plots) -> str:
+    text = [f"# {title}", lead]
+    for section, body in sections.items():
+        if body:
+            text += [f"## {section}", body]
+            text += [f"![{alt}]({file})" for at, alt, file in plots if at == section]
+    return "\n\n".join(text) + "\n"
 
 
 def write_report(path: Path, out: Path, *, overwrite: bool = False) -> Path:
-    """A folder with report.md and its plots; whole or not at all. Raises RecordError, ReportError."""
+    """A folder with report.md, its pages and plots; whole or not at all. Raises RecordError, ReportError."""
     from engine.bench.plots import draw_plots
 
     lines = latest(path)
     with writing_folder(out, marker=REPORT, overwrite=overwrite, error=ReportError) as folder:
-        plots = draw_plots(lines, folder)
-        text = ["# Benchmark", about(lines)]
-        for title, body in sections(lines).items():
-            if body:
-                text += [f"## {title}", body]
-                text += [f"![{alt}]({file})" for section, alt, file in plots if section == title]
-        (folder / REPORT).write_text("\n\n".join(text) + "\n", encoding="utf-8")
+        for file, text in pages(lines, draw_plots(lines, folder)).items():
+            (folder / file).write_text(text, encoding="utf-8")
     return Path(os.fspath(out)) / REPORT

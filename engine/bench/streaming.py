@@ -80,9 +80,9 @@ def stream(bench: Bench) -> None:
             "capacity": capacity}
     batches = partial(in_batches, capacity)
     with Sampler(bundle, capacity=capacity, threads=bench.threads) as sampler:
-        whole = Sampler(bundle, capacity=capacity, threads=bench.threads)
-        is_compiled = sampler.stepper is not sampler.solver
-        whole.stepper = CompiledToTheLast(whole.stepper) if is_compiled else ToTheLast(whole.solver)
+        stepper = sampler.flows.stepper()
+        kind = ToTheLast if stepper is sampler.flows.solver else CompiledToTheLast
+        whole = Sampler(bundle, capacity=capacity, threads=bench.threads, solver=kind(stepper))
         alone = np.stack([sampler.solve([request])[0].w for request in requests])
         ways: dict[str, Way] = {STATIC: partial(batches, whole.solve), LEAVING: partial(batches, sampler.solve),
                                 "one queue": sampler.solve}

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,6 +49,7 @@ def guarded(work: Callable[[], int]) -> int:
         complain(error)
         return BAD_INPUT
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the interpreter's own end
         complain("stopped")
         return STOPPED
 
@@ -80,11 +82,11 @@ def worst_of_each(checks: Sequence[Check]) -> list[Check]:
 
 def checks_table(checks: Sequence[Check]) -> Table:
     table = Table(title="answers against the original network", title_justify="left")
-    for column, justify in (("check", "left"), ("found", "right"), ("floor", "right"), ("", "left")):
+    for column, justify in (("check", "left"), ("found", "right"), ("limit", "right"), ("", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     verdicts = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: "[yellow]not checked[/]"}
     for check in worst_of_each(checks):
         found = "" if check.error is None else f"{check.error:.3g}"
         sign = ">=" if check.name.endswith("psnr") else "<="
-        table.add_row(check.name, found, f"{sign} {check.floor:.3g}", verdicts[check.passed])
+        table.add_row(check.name, found, f"{sign} {check.limit:.3g}", verdicts[check.passed])
     return table

@@ -120,7 +120,7 @@ def edit(options: argparse.Namespace) -> int:
         if options.verbose:
             Console(stderr=True).print(repr(sampler), highlight=False, markup=False)
         for condition in (start, *edits):
-            sampler.lowered(condition)  # a typo in the last edit is found before the first is solved
+            sampler.starts.lower(condition)  # a typo in the last edit is found before the first is solved
         with Console(stderr=True).status(f"{len(edits)} edits"):
             first = sampler.sample([Request(start, seed=options.seed, label=options.label)])[0]
             samples = stages(sampler, first, edits, options)

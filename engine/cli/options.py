@@ -105,7 +105,7 @@ def record(sample: Sample, sampler: Sampler, logits: Mapping[str, Array]) -> dic
     return {
         "condition": None if sample.condition is None else str(sample.condition),
         "seed": sample.seed,
-        "truncation": sampler.psi(sample.request),
+        "truncation": sampler.starts.psi(sample.request),
         "energy": round(sample.energy, 6),
         "status": sample.status.name,
         "steps": sample.steps,
@@ -123,7 +123,7 @@ def told(sampler: Sampler) -> dict[str, str]:
         "runtime": runtime.name,
         "version": runtime.version,
         "device": runtime.device,
-        "precision": runtime.precision,
+        "precision": runtime.drawing.precision,
         "sampler": repr(sampler),
     }
 
@@ -134,6 +134,6 @@ def chunks(sample: Sample, sampler: Sampler) -> dict[str, str]:
         "Software": "lace-engine",
         "Condition": "" if sample.condition is None else str(sample.condition),
         "Seed": str(sample.seed),
-        "Truncation": repr(sampler.psi(sample.request)),
+        "Truncation": repr(sampler.starts.psi(sample.request)),
         "Bundle": sampler.bundle.hash,
     }

@@ -37,12 +37,12 @@ def verify(options: argparse.Namespace) -> int:
     skipped = [check for check in checks if check.passed is None]
     if options.json:
         facts = {"bundle": str(bundle.path), "hash": bundle.hash, "runtime": runtime.name, "version": runtime.version,
-                 "device": runtime.device, "precision": runtime.precision, "passed": not failed,
+                 "device": runtime.device, "precision": runtime.drawing.precision, "passed": not failed,
                  "checks": [asdict(c) for c in checks]}
         write_json(json.dumps(facts, indent=1))
         return CHECK_FAILED if failed else OK
     console = Console()
-    where = f"{runtime.name} {runtime.version} ({runtime.device}, {runtime.precision})"
+    where = f"{runtime.name} {runtime.version} ({runtime.device}, {runtime.drawing.precision})"
     console.print(f"{bundle!r} on {where}", markup=False, highlight=False)
     console.print(checks_table(checks))
     for check in skipped:

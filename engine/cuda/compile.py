@@ -80,13 +80,13 @@ def build(source: str = "solve", *, architecture: str, precision: str = "fp32", 
     place = (folder or cache_folder()) / f"{source}-{architecture}-{precision}-{key[:32]}"
     found = read(place)
     if found is None:
-        found = compiled(f"{source}.cu", texts, options)
+        found = compile_source(f"{source}.cu", texts, options)
         write(place, found)
     return found
 
 
 def has_wgmma(capability: tuple[int, int], precision: str) -> bool:
-    """Whether a device can run "wide", compiled for WGMMA."""
+    """Whether a device can run "wide", compile_source for WGMMA."""
     return capability == (9, 0) and precision != "fp32"
 
 
@@ -117,7 +117,7 @@ def nvrtc_version() -> tuple[int, int]:
     return major, minor
 
 
-def compiled(name: str, texts: dict[str, str], options: tuple[str, ...]) -> Built:
+def compile_source(name: str, texts: dict[str, str], options: tuple[str, ...]) -> Built:
     """One translation unit through NVRTC; the other texts are its headers."""
     import cuda.bindings.nvrtc as nvrtc
 
@@ -139,10 +139,10 @@ def compiled(name: str, texts: dict[str, str], options: tuple[str, ...]) -> Buil
 
 
 def text_of(size, get, program) -> bytes:
-    """NVRTC's two-step way to hand over bytes."""
+    """Bytes from NVRTC: first their length, then their content."""
     status, length = size(program)
     check(status, size.__name__)
-    # NVRTC writes into the object. Python has only one of each object of a single byte, and everybody uses it.
+    # NVRTC writes into the object, and Python shares the objects of a single byte.
     content = b" " * max(length, 2)
     (status,) = get(program, content)
     check(status, get.__name__)

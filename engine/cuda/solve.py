@@ -120,15 +120,15 @@ class Plan:
     def constants(self) -> dict[str, Any]:
         """Fields of Solve that do not change from one set of tickets to the next."""
         e, g, network = self.evaluation, self.network.bundle.generator, self.network
-        mapped = {} if self.shape.in_w else {"hidden": e.buffers[f"mapped.{len(e.mapping) - 1}"]}
-        on_z = self.shape.in_w or any(stack.space == "z" for stack in network.heads.values())
+        mapped = {"hidden": e.buffers[f"mapped.{len(e.mapping) - 1}"]} if self.shape.space.is_mapped else {}
+        on_z = not self.shape.space.is_mapped or any(stack.space == "z" for stack in network.heads.values())
         used = ["trial", "moment", "trial_logits", "trial_logp", "weights", "curvature", "unit", "trial_jacobian",
                   "velocity", "psi", *(["state"] if on_z else []),
-                  *([] if self.shape.in_w else ["input", "trial_w", "cotangent", "pulled"])]
+                  *(["input", "trial_w", "cotangent", "pulled"] if self.shape.space.is_mapped else [])]
         return {
             **compiled.numbers(self.solver), "capacity": self.shape.capacity, "width": e.width, "w_dim": g.w_dim,
             "input_stride": e.input_stride, "state_stride": e.state_stride, "w_stride": e.w_stride,
-            "outputs": network.outputs, "embedded": network.embedded, "in_w": self.shape.in_w,
+            "outputs": network.outputs, "embedded": network.embedded, "in_w": not self.shape.space.is_mapped,
             "head": e.tables.region["heads"], "column": e.tables.region["columns"],
             "embedding": network.region["embedding"] if network.embedded else 0, **mapped,
             **{name: self.control[name] for name in self.control.host if name != "solve"},
@@ -205,7 +205,7 @@ class Plan:
         solve, c = self.control["solve"], self.shape.capacity
         turnover = "turnover_while" if on_device else "turnover"
         e = self.evaluation
-        return [*e.forward(solve), *e.slopes(), *e.backward(solve),
+        return [*e.forward(solve), *e.head_jacobians(), *e.backward(solve),
                 self.kernels.launch(settings.kernel(self.solver), (c,), solve),
                 self.kernels.launch(turnover, (1,), solve)]
 

@@ -147,4 +147,4 @@ def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precisi
         return TensorRtDecoder(bundle, name, gpu, precision=pictures_in(bundle, precision))
 
     return cuda.open_bundle(bundle, name=name, device=device, threads=threads, precision=precision, decoder=decoder,
-                            version=trt.__version__)
+                            drawer=name, version=trt.__version__)
