@@ -137,34 +137,35 @@ class Reader:
 
     def __init__(self, data: "bytes | mmap.mmap"):
         self.data, self.left = data, MOST_FIELDS
+        self.entries: dict[bytes, tuple[str, str]] = {}  # read before: all weights say the same location
 
     def fields(self, message: Message, start: int, end: int) -> list[tuple[int, int, int]]:
         """(key, value or first byte, end) of each field; those that come twice or are not ours are refused."""
-        data, found, i, left, repeats = self.data, [], start, self.left, message.repeats
-        seen = set()
+        data, found, i, left, repeats, seen = self.data, [], start, self.left, message.repeats, 0
         while i < end:
-            left -= 1
             key = data[i]
             i += 1
             if key > 127:
                 key, i = self.varint(i - 1)
             may_repeat = repeats.get(key)
             if not may_repeat:
-                if may_repeat is None or key in seen:
+                if may_repeat is None or seen >> key & 1:
                     why = "which our exporter never writes" if may_repeat is None else "twice"
                     raise Malformed(f"a {message.name} has the field {key >> 3} of type {key & 7}, {why}")
-                seen.add(key)
+                seen |= 1 << key
+            left -= 1
             if left < 0:
                 raise Malformed(f"it has more than {MOST_FIELDS} fields")
             wire = key & 7
-            if wire == BYTES:
+            if wire == 2:
                 size = data[i]
                 i += 1
                 if size > 127:
                     size, i = self.varint(i - 1)
-                found.append((key, i, i + size))
-                i += size
-            elif wire == VARINT:
+                stop = i + size
+                found.append((key, i, stop))
+                i = stop
+            elif wire == 0:
                 value = data[i]
                 i += 1
                 if value > 127:
@@ -284,6 +285,7 @@ class Reader:
         return name, found[0] if found else tuple(many or ())
 
     def tensor(self, start: int, end: int) -> Tensor:
+        data, entries = self.data, self.entries
         name, kind, dims, span, is_external = "", 0, [], None, False
         place: dict[str, str] = {}
         for key, value, stop in self.fields(TENSOR, start, end):
@@ -298,7 +300,8 @@ class Reader:
             elif key == 74:
                 span = value, stop
             elif key == 106:
-                entry, said = self.entry(value, stop)
+                content = data[value:stop]
+                entry, said = entries.get(content) or entries.setdefault(content, self.entry(value, stop))
                 if entry in place:
                     raise Malformed(f"the tensor {name!r} says its {entry!r} twice")
                 place[entry] = said

@@ -69,8 +69,9 @@ class Shapes:
         return found
 
     def apply(self, node: Node) -> None:
-        for name in node.outputs:
-            self.values.pop(name, None)
+        if self.values:
+            for name in node.outputs:
+                self.values.pop(name, None)
         try:
             found = OPERATORS[node.op](self, node)
         except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -165,9 +166,10 @@ def axis_of(node: Node, axis: int, rank: int) -> int:
 
 
 def broadcast(node: Node, *shapes: Shape) -> Shape:
-    first, *rest = shapes
-    if all(shape == first for shape in rest):
-        return first
+    if len(shapes) == 2:
+        a, b = shapes
+        if a == b or not b:
+            return a
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     result: list[Dim] = []
