@@ -8,6 +8,7 @@ from engine.bundle import Attribute
 from engine.errors import ConditionError, SolveError
 from engine.grammar import parse
 from engine.reference import posterior
+from engine.reference.evidence import evidence, levels, powers
 from engine.reference.noise import normals
 from engine.reference.posterior import Settings, sample
 from engine.reference.probability import log_probability
@@ -171,6 +172,41 @@ def test_a_row_that_never_enters_says_so():
 def test_settings_that_cannot_be_are_refused(given, message):
     with pytest.raises(SolveError, match=message):
         Settings(**given)
+
+
+# --- evidence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [0.5, 2.3, 4.0])  # 1 in 3 and in 93, counted; 1 in 32,000, in levels
+def test_evidence_of_a_half_space_is_its_share(bound):
+    found = evidence(Half(bound), Settings(confidence=0.5))
+    assert abs(found.log_p - norm.logsf(bound)) < 0.25
+    assert found.error <= 0.1
+    assert found.counted == (bound < 4)
+    assert found.evaluations < 1_000_000
+
+
+def test_levels_agree_with_counting_where_both_can_be_had():
+    for bound in (1.5, 3.0):
+        log_p = np.mean([levels(Half(bound), Settings(confidence=0.5), seed)[0] for seed in range(3)])
+        assert abs(log_p - norm.logsf(bound)) < 0.1
+
+
+@pytest.mark.parametrize("guidance", [2.0, 40.0])
+def test_evidence_under_guidance_is_the_mean_of_the_power(guidance):
+    world = Energy()
+    variance = world.s**2 + guidance
+    expected = 0.5 * np.log(world.s**2 / variance) - world.y**2 * guidance / (2 * variance)
+    found = evidence(world, Settings(None, guidance))
+    assert abs(found.log_p - expected) < 0.1
+    assert abs(powers(world, Settings(None, guidance), 0)[0] - expected) < 0.1
+
+
+def test_evidence_of_what_cannot_be_says_so():
+    with pytest.raises(SolveError, match="ask for less"):
+        evidence(Half(60.0), Settings())
+    with pytest.raises(SolveError, match="greater than 0"):
+        evidence(Half(0.0), Settings(), error=0)
 
 
 # --- probabilities ------------------------------------------------------------------------------------------------
