@@ -1,5 +1,6 @@
 """The posterior by its definition in numpy, with sharp heads from files: for bundles and engines that have none."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,16 @@ class SharpHeads:
 
     stacks: Mapping[str, Stack]
     tolerances: Mapping[str, float]
+
+    def digest(self) -> str:
+        """Of all numbers, for what is kept by them."""
+        hashed = hashlib.sha256()
+        for name, stack in sorted(self.stacks.items()):
+            hashed.update(f"{name} {stack.columns} {stack.space} {self.tolerances[name]}".encode())
+            for layer in stack.layers:
+                for array in layer:
+                    hashed.update(array.tobytes())
+        return hashed.hexdigest()
 
 
 def read_sharp(paths: Sequence[Path], attributes: Mapping[str, Attribute]) -> SharpHeads:
