@@ -101,7 +101,8 @@ def plot(facts: Mapping, folder: Path) -> None:
             ax.scatter(x, y, s=22 if method in (OURS, FLOW) else 9, color=colours[method], label=method,
                        zorder=3 if method == OURS else 2)
     ax.set(xlabel="ACC by the judge", ylabel="FID above its floor", yscale="log")
-    ax.legend(fontsize=7)
+    if ax.collections:
+        ax.legend(fontsize=7)
     save(figure, folder / "posterior.png")
 
 

@@ -204,7 +204,7 @@ def pairs_of(options: argparse.Namespace, report: Report) -> "Pairs":
 
 
 def labelled_of(options: argparse.Namespace, report: Report) -> "Labelled":
-    """What sharp heads learn: beliefs, at truncations between 1/2 and 1 where a generator is at hand."""
+    """What sharp heads learn: votes, at truncations between 1/2 and 1 where a generator is at hand."""
     from lace_trainer.heads import labelled
     from lace_trainer.heads.pairs import Labellers
 

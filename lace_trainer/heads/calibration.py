@@ -60,31 +60,31 @@ def log_softmax(logits: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def log_loss(logits: Array, beliefs: Array) -> float:
-    """Mean cross-entropy of logits (n, C) against beliefs (n, C), how likely each class is."""
-    return float(-(beliefs * log_softmax(logits)).sum(axis=1).mean())
+def log_loss(logits: Array, votes: Array) -> float:
+    """Mean cross-entropy of logits (n, C) against votes (n, C), the share of votes of each class."""
+    return float(-(votes * log_softmax(logits)).sum(axis=1).mean())
 
 
-def temperature(logits: Array, beliefs: Array) -> float:
+def temperature(logits: Array, votes: Array) -> float:
     """The T > 0 of which logits / T have the least log loss. It is convex in 1/T: bisection on its derivative."""
     low, high = np.log(1 / HOTTEST), np.log(1 / COOLEST)
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         p = np.exp(log_softmax(np.exp(middle) * logits))
-        slope = ((p - beliefs) * logits).sum()
+        slope = ((p - votes) * logits).sum()
         low, high = (middle, high) if slope < 0 else (low, middle)
     return float(np.exp(-(low + high) / 2))
 
 
-def reliability(logits: Array, beliefs: Array, bins: int = BINS) -> tuple[Bin, ...]:
+def reliability(logits: Array, votes: Array, bins: int = BINS) -> tuple[Bin, ...]:
     """Bins of equal width of the likeliest class's probability; empty ones are left out.
 
-    What is accurate is the belief in that class, so that labels that are no certainties count as what they are.
+    Accuracy is that class's share of the votes, so that labels that are no certainties count as what they are.
     """
     p = np.exp(log_softmax(logits))
     likeliest = p.argmax(axis=1)
     rows = np.arange(len(p))
-    confidence, accuracy = p[rows, likeliest], beliefs[rows, likeliest]
+    confidence, accuracy = p[rows, likeliest], votes[rows, likeliest]
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     return tuple(
         Bin(int(part.sum()), float(confidence[part].mean()), float(accuracy[part].mean()))
@@ -104,10 +104,10 @@ def tolerance(error: float) -> float:
 
 
 def of_classes(name: str, parts: Mapping[str, tuple[Array, Array]], scale: float) -> Calibration:
-    """parts   by truncation: logits that are divided by their temperature ``scale`` already, and beliefs, (n, C)"""
+    """parts   by truncation: logits that are divided by their temperature ``scale`` already, and votes, (n, C)"""
     bins = {psi: reliability(*part) for psi, part in parts.items()}
-    right = {psi: float(beliefs[np.arange(len(beliefs)), logits.argmax(axis=1)].mean())
-             for psi, (logits, beliefs) in parts.items()}
+    right = {psi: float(votes[np.arange(len(votes)), logits.argmax(axis=1)].mean())
+             for psi, (logits, votes) in parts.items()}
     return Calibration(
         name, "class", scale, {psi: log_loss(*part) for psi, part in parts.items()},
         {psi: expected_error(found) for psi, found in bins.items()}, right, bins,
@@ -115,8 +115,8 @@ def of_classes(name: str, parts: Mapping[str, tuple[Array, Array]], scale: float
 
 
 def of_values(name: str, parts: Mapping[str, tuple[Array, Array]]) -> Calibration:
-    """parts   by truncation: what the head reads and what is believed, (n, 1)"""
-    errors = {psi: float(np.abs(read - believed).mean()) for psi, (read, believed) in parts.items()}
+    """parts   by truncation: what the head reads and what the labellers read, (n, 1)"""
+    errors = {psi: float(np.abs(read - voted).mean()) for psi, (read, voted) in parts.items()}
     return Calibration(name, "value", error=errors, tolerance=tolerance(float(np.mean(list(errors.values())))))
 
 

@@ -111,33 +111,33 @@ class Labellers:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """(first, past-last) column of every attribute among ``beliefs``."""
+        """(first, past-last) column of every attribute among ``opinions``."""
         return self.members[0].spans
 
-    def beliefs(self, pictures: Tensor | np.ndarray) -> np.ndarray:
-        """What the members believe on average (n, columns) float64: how likely each class is, and the values."""
-        total = 0.0
+    def opinions(self, pictures: Tensor | np.ndarray) -> np.ndarray:
+        """How likely each member finds each class, and the values: (members, n, columns) float64."""
+        found = []
         for member in self.members:
             output = member.outputs(pictures).double()
             for attribute, (low, high) in zip(self.attributes, self.spans, strict=True):
                 if attribute.kind == "class":
                     output[:, low:high] = output[:, low:high].softmax(dim=1)
-            total = total + output.cpu().numpy()
-        return np.asarray(total) / len(self.members)
+            found.append(output.cpu().numpy())
+        return np.stack(found)
 
     def label(self, pictures: Tensor | np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels (n, attributes) float32 of pictures, see ``Classifier.predict``; NaN where they are not sure."""
         if len(self.members) == 1:
             return self.members[0].predict(pictures)
-        return draw_labels(self.beliefs(pictures), self.attributes, self.spans, rng)
+        return draw_labels(self.opinions(pictures).mean(axis=0), self.attributes, self.spans, rng)
 
 
-def draw_labels(beliefs: np.ndarray, attributes: Sequence[Attribute], spans: Sequence[tuple[int, int]],
+def draw_labels(likely: np.ndarray, attributes: Sequence[Attribute], spans: Sequence[tuple[int, int]],
                 rng: np.random.Generator) -> np.ndarray:
-    """Beliefs (n, columns) as labels (n, attributes) float32: a class as likely as it is believed, if it is SURE."""
+    """How likely each class is (n, columns), as labels (n, attributes) float32: drawn as likely, if one is SURE."""
     columns = []
     for attribute, (low, high) in zip(attributes, spans, strict=True):
-        part = beliefs[:, low:high].astype(np.float64)
+        part = likely[:, low:high].astype(np.float64)
         if attribute.kind == "class":
             drawn = (part.cumsum(axis=1) < rng.random((len(part), 1))).sum(axis=1).clip(max=high - low - 1)
             columns.append(np.where(part.max(axis=1) < SURE, np.nan, drawn))
