@@ -1,8 +1,9 @@
 """Latents of a generator with what image classifiers say of their pictures: what sharp heads are trained on.
 
-Every labeller has a vote, its likeliest class, and a head learns the share of the votes: how likely a classifier of
-this kind is to say so. Averaged probabilities say something else, which is less sure: where the mean probability of two
-labellers is above 0.9, a third classifier agrees in 99.9 % (red hair, the demo), and 31 % of the red-haired are below.
+Every labeller has a vote, its likeliest class. What a probability should be is the share of the votes: how likely a
+classifier of this kind is to say so. Averaged probabilities are less sure: where that of two labellers is above 0.9, a
+third classifier agrees in 99.9 % (red hair, the demo), and 31 % of the red-haired are below. But they say more of a
+picture than a vote does. So heads learn probabilities, and votes choose the temperature.
 
 The latents are those of seeds, as a sampler draws them, and some are held out at each truncation that the heads must be
 right at.
@@ -45,7 +46,8 @@ class Labelled:
     w (n, w_dim), psi (n,)   float32
     votes (n, columns)       float32, one column for each class or value of the attributes, see ``spans``: the share of
                              the votes that a class has, or the value; NaN where nothing is known
-    likely (n, columns)      the same by the labellers' probabilities
+    likely (n, columns)      the same by the labellers' mean probabilities
+    voters                   how many labellers there were
     source                   where they come from, for the provenance of the heads
     """
 
@@ -55,6 +57,7 @@ class Labelled:
     likely: Array
     attributes: tuple[Attribute, ...]
     held_out: int
+    voters: int = 1
     source: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,7 +76,9 @@ class Labelled:
     def pairs(self, seed: int) -> Pairs:
         """The training rows with one label each, see ``draw_labels``: for heads that learn labels."""
         count = len(self.w) - self.held_out
-        labels = draw_labels(self.likely[:count], self.attributes, self.spans, np.random.default_rng((seed, 1)))
+        # One labeller gives its likeliest class, as in the paper.
+        source = self.likely if self.voters > 1 else self.votes
+        labels = draw_labels(source[:count], self.attributes, self.spans, np.random.default_rng((seed, 1)))
         return Pairs(self.w[:count], labels, self.attributes, validation=held_back(count), source=self.source)
 
 
@@ -90,7 +95,7 @@ def from_pairs(pairs: Pairs) -> Labelled:
             columns.append(labels[:, None])
     votes = np.concatenate(columns, axis=1).astype(np.float32)
     psi = np.ones(len(rows), np.float32)
-    return Labelled(pairs.w[rows], psi, votes, votes, pairs.attributes, len(validation), pairs.source)
+    return Labelled(pairs.w[rows], psi, votes, votes, pairs.attributes, len(validation), source=pairs.source)
 
 
 class Source(Protocol):
@@ -159,7 +164,7 @@ def labelled_samples(source: Source, labellers: Labellers, *, count: int, seed: 
     facts["labeller_accuracy"] = labellers.accuracy
     votes = share_of_votes(found["opinions"], labellers.attributes, labellers.spans)
     return Labelled(found["w"], psi, votes, found["opinions"].mean(axis=0), labellers.attributes, held * len(PSIS),
-                    facts)
+                    len(labellers.members), facts)
 
 
 def share_of_votes(opinions: Array, attributes: Sequence[Attribute], spans: Sequence[tuple[int, int]]) -> Array:

@@ -1,9 +1,9 @@
 """Sharp heads: what a latent shows, as probabilities that hold what they promise. The posterior is sampled by them.
 
 The heads of training.py are smoothed with noise, which makes the way of a flow easy and its probabilities wrong: they
-read correlated cues, and are unsure where a picture is not. Sharp heads see every latent as it is, learn shares of
-votes, are kept from the epoch with the least log loss on held-out pairs, and are divided by a temperature that the same
-pairs choose.
+read correlated cues, and are unsure where a picture is not. Sharp heads see every latent as it is, learn the
+labellers' probabilities, are kept from the epoch with the least log loss on held-out pairs, and are divided by the
+temperature with which they foretell the labellers' votes on the same pairs.
 """
 
 import time
@@ -66,9 +66,9 @@ def train_sharp(labelled: Labelled, config: SharpConfig, *, progress: Progress |
     choosing, telling = held[::2], held[1::2]
     centre, spread = labelled.w[:count].mean(axis=0), labelled.w[:count].std(axis=0) + 1e-6
     x = torch.from_numpy((labelled.w - centre) / spread)
-    votes = torch.from_numpy(labelled.votes)
+    likely = torch.from_numpy(labelled.likely)
     heads = Heads(labelled.attributes, (x.shape[1], *config.hidden), config.seed)
-    best, best_epoch = fit(heads, labelled, x, votes, count, choosing, config, progress)
+    best, best_epoch = fit(heads, labelled, x, likely, count, choosing, config, progress)
     for parameter, kept in zip(heads.parameters(), best, strict=True):
         parameter.data.copy_(kept)
     stacks, found = finish(heads, labelled, centre, spread, choosing, telling, config)
@@ -77,7 +77,7 @@ def train_sharp(labelled: Labelled, config: SharpConfig, *, progress: Progress |
                       round(time.perf_counter() - began, 1))
 
 
-def fit(heads: Heads, labelled: Labelled, x: Tensor, votes: Tensor, count: int, choosing: np.ndarray,
+def fit(heads: Heads, labelled: Labelled, x: Tensor, likely: Tensor, count: int, choosing: np.ndarray,
         config: SharpConfig, progress: Progress | None) -> tuple[list[Tensor], np.ndarray]:
     """The weights of each head's best epoch, and which one it was (heads,)."""
     optimiser = torch.optim.AdamW(heads.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -96,11 +96,11 @@ def fit(heads: Heads, labelled: Labelled, x: Tensor, votes: Tensor, count: int, 
             rows = order[i * batch : (i + 1) * batch]
             optimiser.param_groups[0]["lr"] = config.learning_rate * one_cycle(step, steps)
             optimiser.zero_grad(set_to_none=True)
-            loss(heads, run(heads, x[rows], config.dropout), votes[rows], labelled).sum().backward()
+            loss(heads, run(heads, x[rows], config.dropout), likely[rows], labelled).sum().backward()
             optimiser.step()
             decay = min(config.average, (1 + step) / (10 + step))
             torch._foreach_lerp_(mean, [p.detach() for p in heads.parameters()], 1 - decay)
-        losses = judged(heads, mean, x, votes, choosing, labelled)
+        losses = judged(heads, mean, x, likely, choosing, labelled)
         better = losses < least
         for kept, now in zip(best, mean, strict=True):
             kept[better] = now[better]
@@ -120,15 +120,15 @@ def run(heads: Heads, x: Tensor, dropout: float) -> Tensor:
     return x
 
 
-def loss(heads: Heads, logits: Tensor, votes: Tensor, labelled: Labelled) -> Tensor:
+def loss(heads: Heads, logits: Tensor, likely: Tensor, labelled: Labelled) -> Tensor:
     """Of each head (heads,) the mean cross-entropy, or of (l - y)^2 / 2 sigma^2, over the rows that are known.
 
-    logits (heads, n, columns), votes (n, all columns), NaN where nothing is known
+    logits (heads, n, columns), likely (n, all columns), NaN where nothing is known
     """
     found = []
     for i, (low, high) in enumerate(labelled.spans):
-        known = ~torch.isnan(votes[:, low])
-        wanted = votes[:, low:high].nan_to_num()
+        known = ~torch.isnan(likely[:, low])
+        wanted = likely[:, low:high].nan_to_num()
         if labelled.attributes[i].kind == "class":
             each = -(wanted * logits[i, :, : heads.sizes[i]].log_softmax(dim=1)).sum(dim=1)
         else:
@@ -138,13 +138,13 @@ def loss(heads: Heads, logits: Tensor, votes: Tensor, labelled: Labelled) -> Ten
 
 
 @torch.no_grad()
-def judged(heads: Heads, weights: list[Tensor], x: Tensor, votes: Tensor, rows: np.ndarray,
+def judged(heads: Heads, weights: list[Tensor], x: Tensor, likely: Tensor, rows: np.ndarray,
            labelled: Labelled) -> np.ndarray:
     """The loss (heads,) of other weights on these rows."""
     own = [p.detach().clone() for p in heads.parameters()]
     for parameter, other in zip(heads.parameters(), weights, strict=True):
         parameter.copy_(other)
-    found = loss(heads, heads(x[rows]), votes[rows], labelled).numpy()
+    found = loss(heads, heads(x[rows]), likely[rows], labelled).numpy()
     for parameter, former in zip(heads.parameters(), own, strict=True):
         parameter.copy_(former)
     return found
