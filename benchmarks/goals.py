@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from engine.bench.records import counted, fastest, figures, is_ours, is_valid, some
 from engine.bench.report import markdown
 from engine.bench.streaming import LEAVING, STATIC
+from engine.text import code
 
 Lines = Sequence[Mapping]
 WORLD = "ffhq"  # the benchmark's own bundle
@@ -76,7 +77,7 @@ def ratio(text: str, needed: float, entered: Lines, good: Lines, other: Mapping 
     if ours is None:
         return Goal(text, wanted, lacks, False)
     factor = other["median"] / ours["median"]
-    times = [f"`{line['contestant']}` {figures(line['median'])} ms" for line in (ours, other)]
+    times = [f"{code(line['contestant'])} {figures(line['median'])} ms" for line in (ours, other)]
     return Goal(text, wanted, f"{figures(factor, 3)} times: {', '.join(times)}", factor >= needed)
 
 

@@ -12,13 +12,27 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from engine.condition import EVERY_OTHER, And, Condition, Is, Keep, Near, Not, Or, Weighted, Within
+from engine.condition import (
+    EVERY_OTHER,
+    MAX_DEPTH,
+    And,
+    Condition,
+    Is,
+    Keep,
+    Near,
+    Not,
+    Or,
+    Weighted,
+    Within,
+    is_too_deep,
+)
 from engine.errors import ConditionError
 
 LOGICS = ("product", "lace")
-MAX_LEAVES = 64
-MAX_COLUMNS = 64
-MAX_DEPTH = 16  # nesting of & | ~ and weights; the interpreter's stack is never deeper than this plus 2
+# 40 attributes of two classes, as CelebA has, are 79 logits in an edit that keeps all that it does not mention. A row's
+# memory in a compiled solve grows with the square: 5 MB at 256.
+MAX_LEAVES = 256
+MAX_COLUMNS = 256
 
 
 class Attribute(Protocol):
@@ -93,6 +107,7 @@ class Draft:
     logic: str
     temperature: float
     raw: frozenset[str] = frozenset()
+    tolerances: Mapping[str, float] | None = None
     program: list[tuple] = field(default_factory=list)
     parameters: list[float] = field(default_factory=list)
     columns: dict[Column, int] = field(default_factory=dict)
@@ -144,6 +159,25 @@ def lower(
     return _finish(draft, sum((scale * part.weight for scale, part in terms if isinstance(part, Near)), 0.0))
 
 
+def lower_crisp(
+    condition: Condition | None, attributes: Mapping[str, Attribute], tolerances: Mapping[str, float]
+) -> Tape:
+    """The tape of a condition in which statements on values are true or false, for engine.reference.probability.
+
+    Product logic. A value that is asked for is met within its tolerance, by name; weights, which are shares of an
+    energy, have no place in a probability and are left out. ConditionError for ``near`` and ``keep``.
+    """
+    draft = Draft(attributes, "product", 1.0, tolerances=tolerances)
+    if condition is not None:
+        if any(isinstance(part, Near | Keep) for _, part in _terms(_check(condition), 1.0)):
+            raise ConditionError(f"{condition} holds on to an anchor, which is no statement that could be true or "
+                                 "false: leave near and keep out, or choose a solver of the flow")
+        _emit(draft, condition)
+    if len(draft.columns) > MAX_COLUMNS:
+        raise ConditionError(f"the condition reads {len(draft.columns)} logits, more than {MAX_COLUMNS}: split it")
+    return _finish(draft, 0.0)
+
+
 def satisfied(
     condition: Condition | None,
     attributes: Mapping[str, Attribute],
@@ -186,21 +220,9 @@ def _check(condition: object) -> Condition:
     """The condition, if it is one and not too deep for the recursions below (this walk has no recursion)."""
     if not isinstance(condition, Condition):
         raise ConditionError(f"expected a condition, not {type(condition).__name__}: read a text with parse(text)")
-    level = [condition]
-    for _ in range(MAX_DEPTH):
-        level = [child for part in level for child in _children(part)]
-    if level:
+    if is_too_deep(condition):  # one that was unpickled, as others cannot be built
         raise ConditionError(f"the condition is nested deeper than {MAX_DEPTH} levels: simplify it")
     return condition
-
-
-def _children(condition: Condition) -> tuple[Condition, ...]:
-    match condition:
-        case Not(part) | Weighted(_, part):
-            return (part,)
-        case And(parts) | Or(parts):
-            return parts
-    return ()
 
 
 def _terms(condition: Condition, scale: float) -> Iterable[tuple[float, Condition]]:
@@ -234,7 +256,8 @@ def _emit(draft: Draft, condition: Condition, negated: bool = False) -> None:
         case Weighted(weight, part):
             # Under a product-logic NOT the weight stays as it is: ~(k * a) = k * ~a, a weight is importance.
             _emit(draft, part, negated)
-            draft.program.append(("weight", _parameters(draft, weight)))
+            if draft.tolerances is None:
+                draft.program.append(("weight", _parameters(draft, weight)))
         case Not(part) if draft.logic == "lace":
             _emit(draft, part)
             draft.program.append(("not",))
@@ -262,6 +285,9 @@ def _join(draft: Draft, kind: str, count: int) -> int:
 def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
     if attribute.kind == "value":
         target = _target(attribute, leaf.choice)
+        if draft.tolerances is not None:
+            slack = draft.tolerances[attribute.name]
+            return _crisp(draft, attribute, target - slack, target + slack, negated)
         column = _column(draft, attribute, 0)
         _leaf(draft, "not_value" if negated else "value", column, values=(target, 1.0 / attribute.sigma))
         return
@@ -280,12 +306,20 @@ def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
 
 def _within(draft: Draft, attribute: Attribute, leaf: Within, negated: bool) -> None:
     _require_value(attribute, leaf)
+    if draft.tolerances is not None:
+        low = float("-inf") if leaf.low is None else leaf.low
+        return _crisp(draft, attribute, low, float("inf") if leaf.high is None else leaf.high, negated)
     column = _column(draft, attribute, 0)
     count = 0
     for bound, sign in ((leaf.low, 1.0), (leaf.high, -1.0)):
         if bound is not None:
             _leaf(draft, "side", column, values=(bound, (-sign if negated else sign) / attribute.sigma))
             count = _join(draft, "or" if negated else "and", count)
+
+
+def _crisp(draft: Draft, attribute: Attribute, low: float, high: float, negated: bool) -> None:
+    column = _column(draft, attribute, 0)
+    _leaf(draft, "outside" if negated else "inside", column, values=(low, high, 1.0 / attribute.sigma))
 
 
 def _keep(draft: Draft, attribute: Attribute, weight: float) -> None:

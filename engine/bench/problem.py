@@ -90,7 +90,7 @@ def logits(bundle: Bundle, z: Array, names: Iterable[str]) -> dict[str, Array]:
     """Logits (n, C) of the named attributes at z (n, z_dim), float64."""
     z = z.astype(float)
     psi, label = np.full((len(z), 1), bundle.generator.truncation), np.zeros(len(z), np.int64)
-    w, _ = twin.mapping(bundle.field, z, psi, label)
+    w, _ = twin.mapping(bundle.field, z, psi, label, normalise=bundle.generator.normalise)
     found = {}
     for attribute in (bundle.attributes[name] for name in names):
         stack = twin.layers(bundle.field, f"head.{attribute.head}")

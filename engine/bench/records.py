@@ -18,6 +18,7 @@ from engine import origin
 from engine.errors import LaceError
 from engine.folders import append_lines
 from engine.origin import processor
+from engine.text import to_json
 
 PEERS = ("torchdiffeq", "torchode", "jax", "diffrax")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -53,7 +54,7 @@ class Log:
         """
         whole = [dict(line) | self.common for line in lines]
         whole = [line for line in whole if (name(line), line.get("unavailable")) not in self.missing]
-        text = "".join(json.dumps(rounded(line)) + "\n" for line in whole)
+        text = "".join(to_json(rounded(line), indent=None) + "\n" for line in whole)
         append_lines(self.path, text)
         self.finished |= {name(line) for line in whole if "unavailable" not in line}
 

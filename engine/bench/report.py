@@ -10,6 +10,8 @@ from pathlib import Path
 from engine.bench.records import RecordError, counted, figures, read
 from engine.errors import LaceError
 from engine.folders import writing_folder
+from engine.text import code, table_row
+from engine.text import markdown as words
 
 REPORT = "report.md"
 Plots = Iterable[tuple[str, str, str]]  # section, description and file of each
@@ -37,7 +39,7 @@ def run_of(line: Mapping) -> tuple:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
     """A table; if its cells are ``numbers``, all columns but the first are right-aligned."""
     lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(map(table_row, lines))
 
 
 def of_suite(lines: Sequence[Mapping], suite: str) -> list[Mapping]:
@@ -69,7 +71,7 @@ def grid(lines: Sequence[Mapping], key: str, title: Callable[[object], str]) -> 
     """Contestants down, the values of ``key`` across, times inside."""
     columns = sorted({line[key] for line in lines if line.get("median") is not None})
     cell = {(line["contestant"], line[key]): line for line in lines}
-    rows = [[f"`{one}`", *(time(cell.get((one, column))) for column in columns)] for one in contestants(lines)]
+    rows = [[code(one), *(time(cell.get((one, column))) for column in columns)] for one in contestants(lines)]
     return markdown(["milliseconds", *map(title, columns)], rows)
 
 
@@ -80,7 +82,7 @@ def by_rows(lines: Sequence[Mapping], suite: str) -> str:
     """A grid for each world and condition."""
     parts = []
     for (world, condition), some in groups(of_suite(lines, suite), "world", "condition").items():
-        title = f"{world}, {counted(some[0]['attributes'], 'attribute')}: `{condition}`"
+        title = f"{words(world)}, {counted(some[0]['attributes'], 'attribute')}: {code(condition)}"
         parts.append(f"{title}\n\n{grid(some, 'rows', lambda n: counted(n, 'row'))}")
     return "\n\n".join(parts)
 
@@ -93,10 +95,10 @@ def accuracy(lines: Sequence[Mapping]) -> str:
         if not sizes:
             continue
         (rows,), chosen = max(sizes.items(), key=lambda entry: (len(entry[1]), entry[0]))
-        body = [[f"`{line['contestant']}`", f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
+        body = [[code(line["contestant"]), f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
                  f"{line['energy']:.4f}", f"{line['trajectory_error']:.2f}",
                  f"{figures(line['q1'])} to {figures(line['q3'])}",
-                 str(line["repeats"]), line.get("note", "")] for line in chosen]
+                 str(line["repeats"]), words(line.get("note", ""))] for line in chosen]
         head = ["contestant", "evaluations: mean", "most", "energy", "trajectory error", "quartiles, ms", "repeats", ""]
         title = (f"{world}, {counted(attributes, 'attribute')}, {counted(rows, 'row')}; "
                  f"the converged flow ends at an energy of {chosen[0]['floor_energy']:.4f}.")
@@ -109,7 +111,7 @@ def hard(lines: Sequence[Mapping]) -> str:
     for line in of_suite(lines, "hard"):
         if "energy" in line:
             counts = line["evaluations"]
-            body.append([f"{line['world']}, {line['targets']}: `{line['contestant']}`", time(line),
+            body.append([f"{words(line['world'])}, {words(line['targets'])}: {code(line['contestant'])}", time(line),
                          f"{counts['mean']:.0f}", f"{counts['most']}", figures(line["energy"]),
                          figures(line["floor_energy"]), f"{line['trajectory_error']:.2f}"])
     head = ["targets", "ms", "evaluations: mean", "most", "energy", "converged", "trajectory error"]
@@ -123,7 +125,7 @@ def plain(lines: Sequence[Mapping], suite: str, facts: Sequence[str]) -> str:
         if line.get("median") is not None:
             spread = f"{figures(line['q1'])} to {figures(line['q3'])}" if "q1" in line else ""
             mark = "" if line["check"] == "passed" else WRONG
-            body.append([f"`{line['contestant']}`", *(shown(line.get(fact)) for fact in facts),
+            body.append([code(line["contestant"]), *(words(shown(line.get(fact))) for fact in facts),
                          f"{figures(line['median'])} {line['unit']}{mark}", spread])
     return markdown(["contestant", *facts, "median", "quartiles"], body) if body else ""
 
@@ -140,7 +142,7 @@ def missing(lines: Sequence[Mapping]) -> str:
     for fact, mark in (("unavailable", ""), ("check", f" {WRONG}")):
         here = [line for line in lines if line.get(fact, "passed") != "passed"]
         for (suite, contestant, what), some in groups(here, "suite", "contestant", fact).items():
-            items.append(f"- {suite}, `{contestant}`{mark}: {what} ({counted(len(some), 'setting')})")
+            items.append(f"- {words(suite)}, {code(contestant)}{mark}: {words(what)} ({counted(len(some), 'setting')})")
     return "\n".join(items)
 
 

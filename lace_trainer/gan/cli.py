@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.cli.options import positive
+from engine.cli.options import from_zero, not_negative, positive, real, tolerance
 from engine.errors import LaceError
 
 if TYPE_CHECKING:
@@ -19,17 +19,9 @@ Report = Callable[[int, int, str], None]
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 24, 256: 16}
 
 
-def whole(text: str) -> int:
-    """A number from 0 up."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is negative")
-    return value
-
-
 def target(text: str) -> float:
     """A mean sign of logits that augmentation can hold."""
-    value = float(text)
+    value = real(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} does not lie between 0 and 1")
     return value
@@ -47,11 +39,11 @@ def add_gan(parser: argparse.ArgumentParser) -> None:
     add("--pictures", type=positive, default=2_000_000, help="how many pictures to train on (2000000)")
     add("--batch", type=positive, default=32, help="pictures per step (32)")
     add("--channels", type=widths, metavar="N,N,...", help="widths at 4, 8, 16, ... pixels (128,128,96,64,32 for 64)")
-    add("--gamma", type=float, default=0.1, help="weight of the R1 penalty (0.1)")
-    add("--path-length", type=float, default=0.0, metavar="WEIGHT", help="of the path-length penalty (0: none)")
+    add("--gamma", type=not_negative, default=0.1, help="weight of the R1 penalty (0.1)")
+    add("--path-length", type=not_negative, default=0.0, metavar="WEIGHT", help="of the path-length penalty (0: none)")
     add("--features", type=Path, metavar="FILE", help="classifier through whose eyes a second discriminator looks")
-    add("--features-weight", type=float, default=4.0, metavar="WEIGHT", help="of its opinion in the loss (4)")
-    add("--rate", type=float, default=2.5e-3, help="learning rate of Adam; a resumed run may lower it (2.5e-3)")
+    add("--features-weight", type=not_negative, default=4.0, metavar="WEIGHT", help="of its opinion in the loss (4)")
+    add("--rate", type=tolerance, default=2.5e-3, help="learning rate of Adam; a resumed run may lower it (2.5e-3)")
     add("--noise", action="store_true", help="per-pixel noise in the generator, for pictures with random detail")
     add("--ada", type=target, default=0.0, metavar="TARGET", help="augment adaptively, for few pictures; 0.6 is usual")
     add("--ada-flips", action="store_true", help="mirror, too: only where left and right mean nothing")
@@ -61,8 +53,9 @@ def add_gan(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="compile the networks with torch.compile")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add("--every", type=positive, default=250, help="steps between checkpoints (250)")
-    add("--fid-samples", type=whole, default=2000, metavar="N", help="samples per distance in training; 0: no scores")
-    add("--fid-every", type=whole, default=0, metavar="N", help="pictures between two distances (every checkpoint)")
+    add("--fid-samples", type=from_zero, default=2000, metavar="N",
+        help="samples per distance in training; 0: no scores")
+    add("--fid-every", type=from_zero, default=0, metavar="N", help="pictures between two distances (every checkpoint)")
     add_judge(parser)
 
 
