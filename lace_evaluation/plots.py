@@ -6,20 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.folders import write_atomically
 from lace_evaluation import OURS, posterior_report
 from lace_evaluation.conditional import CONVERGED, RENDERS, rows_of
+from lace_evaluation.figures import COLOURS, panels, save
 from lace_evaluation.methods import METHODS
 from lace_evaluation.solvers import DEFAULT, PAPER
 from lace_evaluation.tables import SIZES
 
-# One colour a method, in all plots. Ours stands out, what is not a sampler is grey. Okabe and Ito's palette.
-COLOURS = {
-    RENDERS: "#000000", "plain": "#999999", "rejection": "#8a6d3b", "arithmetic": "#cc79a7", "langevin": "#e69f00",
-    "sde": "#56b4e9", "predictor-corrector": "#0072b2", "dopri5 (paper)": "#009e73", OURS: "#d55e00",
-    "arithmetic, conditional": "#7b3f6b", "ours, nothing kept": "#f0b27a", "paper": "#009e73", "lace": "#f0b27a",
-    "product": "#d55e00", CONVERGED: "#7f2704",
-}
 MARKERS = {RENDERS: "*", CONVERGED: "x"}  # what is no method
 # Solvers by kind: colour, and which families belong to it.
 KINDS = {
@@ -32,29 +25,6 @@ KINDS = {
     "stochastic": ("#cc79a7", ("langevin", "predictor-corrector")),
 }
 STOCHASTIC = KINDS["stochastic"][1]
-STYLE = {
-    "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False,
-    "axes.titlesize": 10, "axes.titleweight": "bold",
-}
-
-
-def panels(rows: int, columns: int, width: float, height: float, **options) -> tuple[Any, Any]:
-    """A figure and its axes (rows, columns), in the style of all plots."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    mpl.rcParams.update(STYLE)
-    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
-
-
-def save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
-    plt.close(figure)
 
 
 def conditional(facts: Mapping, folder: Path) -> None:

@@ -25,11 +25,11 @@ from lace_evaluation import likeness
 from lace_evaluation.goal import as_logits
 from lace_evaluation.methods import METHODS as BASELINES
 from lace_evaluation.methods import Outcome, solved_by
-from lace_evaluation.questions import statements
+from lace_evaluation.questions import SHOWN, statements
 from lace_evaluation.sharp import PosteriorSampler, SharpHeads
 from lace_evaluation.statistics import wilson
 from lace_evaluation.store import Cell
-from lace_evaluation.study import CHUNK, POOL_SEED, SHOWN, Seen, Study
+from lace_evaluation.study import CHUNK, POOL_SEED, Seen, Study
 
 POOL = 40_000  # plain pictures of the truth
 POOL_FIRST = POOL_SEED + 2**32  # added to the seed: another pool than that of the baselines

@@ -8,6 +8,7 @@ from numpy import ndarray as Array
 from PIL import Image, ImageDraw, ImageFont
 
 from engine.pictures import GAP, INK, PAPER, to_image
+from lace_evaluation.figures import COLOURS, panels, save
 from lace_evaluation.goal_report import percent, rows
 from lace_evaluation.posterior import ENOUGH, FLOW, GRID, METHODS, OURS, POOL
 from lace_evaluation.store import Cell
@@ -88,8 +89,6 @@ def condition_row(c: Mapping) -> list[str]:
 
 def plot(facts: Mapping, folder: Path) -> None:
     """Fréchet distance above its floor against ACC, every condition and method."""
-    from lace_evaluation.plots import COLOURS, panels, save
-
     figure, axes = panels(1, 1, 6.4, 4.4)
     ax: Any = axes[0][0]
     colours = {**COLOURS, OURS: COLOURS["ours"], FLOW: "#f0b27a", "langevin (true temperature)": "#8c6bb1"}

@@ -6,7 +6,7 @@ import pytest
 from engine import Sampler
 
 CONDITIONS = ("smile", "hat & beard & ~smile", "glasses & bald & age=0.7 & light=0.3")
-# As in engine/bench/goals.py: a share, and a constant because energies near zero cannot be compared by their share.
+# As in benchmarks/goals.py: a share, and a constant because energies near zero cannot be compared by their share.
 SHARE, EXTRA = 0.05, 0.01
 
 

@@ -12,7 +12,7 @@ from engine.bundle import Attribute
 from engine.cli.console import Terminal, new_table
 from engine.condition import And, Condition, Is, Not, Or, Weighted, Within
 from engine.requests import Sample
-from engine.tape import satisfied
+from engine.tape import class_index, satisfied
 
 
 def softmax(logits: Array) -> Array:
@@ -107,8 +107,7 @@ class Tally:
         if attribute.kind == "value":
             return values[:, 0]
         choice = inner.choice if isinstance(inner, Is) else None
-        index = attribute.classes.index(choice) if isinstance(choice, str) else -1 if choice is None else int(choice)
-        p = np.array([softmax(row)[index] for row in values])
+        p = np.array([softmax(row)[class_index(attribute, choice)] for row in values])
         return 1 - p if isinstance(statement, Not) else p
 
     def table(self) -> Table:
