@@ -1,13 +1,12 @@
 """What of a generator and its heads goes into a bundle: sizes, records and tensors."""
 
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from engine import __version__
+from engine import origin
 from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.errors import BundleError
 from exporter.generators.stylegan2 import SQRT2
@@ -122,11 +121,5 @@ def head_tensors(stacks: list) -> dict[str, Array]:
     return tensors
 
 
-def versions() -> dict[str, str]:
-    found = {"lace-engine": __version__}
-    for package in ("torch", "onnx"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return {"versions": found}  # type: ignore[dict-item]
+def versions() -> dict[str, dict[str, str]]:
+    return {"versions": origin.versions(("torch", "onnx"))}

@@ -155,16 +155,18 @@ def add_heads(bundle: Bundle, heads: Sequence, labels: str | Path | None, target
         manifest = replace(manifest, graphs={"synthesis": old.graphs["synthesis"], **graphs})
         shutil.copyfile(bundle.graph("synthesis"), folder / "synthesis.onnx")
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, added, attributes, bundle.golden))
+        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, added, attributes, bundle.golden,
+                                                                       normalise=bundle.generator.normalise))
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
 
 
-def twin_answers(tensors: dict, heads: Sequence[Head], attributes: Sequence[Attribute], given: dict) -> dict:
+def twin_answers(tensors: dict, heads: Sequence[Head], attributes: Sequence[Attribute], given: dict, *,
+                 normalise: bool) -> dict:
     """Golden answers of new heads on the stored latents, by the float64 numpy definition of the field."""
     tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     z, psi = given["z"].astype(np.float64), given["psi"].astype(np.float64)
-    w, hidden = twin.mapping(tensors, z, psi, given.get("label"))
+    w, hidden = twin.mapping(tensors, z, psi, given.get("label"), normalise=normalise)
     answers = {}
     for head in heads:
         stack = twin.layers(tensors, f"head.{head.name}")
@@ -174,7 +176,7 @@ def twin_answers(tensors: dict, heads: Sequence[Head], attributes: Sequence[Attr
             seeds = np.eye(head.widths[-1])[columns]
             gradient = twin.head_rows(stack, activations, seeds, rows=len(z))
             if head.space == "w":
-                gradient = twin.pullback(tensors, z, psi, hidden, gradient)
+                gradient = twin.pullback(tensors, z, psi, hidden, gradient, normalise=normalise)
             answers[f"{attribute.name}.logits"] = logits[:, columns].astype(np.float32)
             answers[f"{attribute.name}.gradient"] = gradient.astype(np.float32)
     return {name: np.ascontiguousarray(answer) for name, answer in answers.items()}

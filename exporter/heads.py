@@ -1,7 +1,6 @@
 """Attribute heads from files: LACE's, our own trainer's and InterFaceGAN's boundaries -> HeadStack."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from engine.errors import CheckpointError
+from engine.folders import write_atomically
 from exporter.archives import read_archive, safetensors_metadata
 from exporter.boundaries import boundary_name, plane
 from exporter.generators.state import named_list
@@ -361,20 +361,10 @@ def read_attribute(entry: dict, wishes: dict[str, dict]) -> HeadAttribute:
 
 
 def save_head(path: str | Path, stack: HeadStack) -> None:
-    """Write a head as safetensors; the file appears complete or not at all."""
-    path = Path(path)
+    """Write a head as safetensors; the file appears whole or not at all. Raises WriteError."""
     header = {"name": stack.name, "space": stack.space, "attributes": [asdict(a) for a in stack.attributes]}
     tensors = {}
     for i, (weight, bias) in enumerate(stack.layers):
         tensors[f"{i}.weight"] = np.ascontiguousarray(weight, np.float32)
         tensors[f"{i}.bias"] = np.ascontiguousarray(bias, np.float32)
-    data = safetensors.numpy.save(tensors, metadata={METADATA: json.dumps(header, sort_keys=True)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, safetensors.numpy.save(tensors, metadata={METADATA: json.dumps(header, sort_keys=True)}))
