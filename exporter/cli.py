@@ -37,7 +37,6 @@ machine); without one: what the installed of the two can do
 {EXIT_CODES}"""
 
 
-
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="lace-export",
