@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray as Array
 
+from engine.folders import write_atomically
+
 BINS = 15
 WARN = 1.5  # a temperature beyond it: the head has learnt its labels' noise
 LEAST_TOLERANCE = 0.03
