@@ -15,10 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from engine.cli.console import EXIT_CODES, OK, guarded, parse, write_json
+from engine.cli.console import EXIT_CODES, OK, Terminal, guarded, parse, write_json
 from engine.errors import LaceError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,8 +87,8 @@ def compare(options: argparse.Namespace) -> int:
         facts[name] = {"old": float(np.median(old)), "new": float(np.median(new)),
                        "ratio": float(np.median(new / old)), "interval": [low, high], "verdict": verdict}
     if options.json:
-        write_json(json.dumps({"old": options.old, "new": options.new, "rounds": options.rounds,
-                               "threads": options.threads, "milliseconds": facts}, indent=1))
+        write_json({"old": options.old, "new": options.new, "rounds": options.rounds, "threads": options.threads,
+                    "milliseconds": facts})
     else:
         show(facts, options)
     return OK
@@ -104,7 +103,7 @@ def show(facts: dict, options: argparse.Namespace) -> None:
         low, high = f["interval"]
         table.add_row(name, f"{f['old']:.2f}", f"{f['new']:.2f}", f"{f['ratio']:.3f}", f"{low:.3f} to {high:.3f}",
                       f["verdict"])
-    Console().print(table)
+    Terminal().print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

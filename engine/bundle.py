@@ -30,7 +30,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from engine.errors import BundleError
-from engine.folders import writing_folder
+from engine.folders import recover, writing_folder
 from engine.manifest import (
     FIELD,
     FORMAT,
@@ -122,6 +122,8 @@ class Bundle:
 
 
 def read_text(path: Path) -> bytes:
+    if not (path / MANIFEST).exists():
+        recover(path, MANIFEST)
     if not path.exists():
         raise BundleError(f"no bundle at {path}: expected a folder made by lace-export")
     if not path.is_dir():

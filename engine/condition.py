@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from engine.errors import ConditionError
 
@@ -20,12 +21,16 @@ WORD = re.compile(r"\w[\w-]*")
 NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 RESERVED = frozenset({"and", "or", "not", "near", "keep"})  # as names they are written in quotes
 EVERY_OTHER = "*"  # keep("*"): all attributes that the condition does not mention otherwise
+# Nesting of & | ~ and weights, and of parentheses in the text form. Printing, hashing and lowering recurse, and the
+# stack of a tape's interpreter is never deeper than this plus 2.
+MAX_DEPTH = 16
 
 
 class Condition:
     """What all nodes share: the operators. Structure is compared with ==, so `==` is never a condition itself."""
 
     __slots__ = ()
+    __dataclass_fields__: dict[str, Any]  # of the nodes below
     __array_ufunc__ = None  # numpy.float64(2) * condition must call __rmul__, not build an object array
 
     def __and__(self, other: "Condition") -> "Condition":
@@ -46,6 +51,19 @@ class Condition:
 
     def __mul__(self, other: object) -> "Condition":
         raise ConditionError(f"cannot multiply {self} from the right: a weight comes first, 2 * condition; or is |")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same expression. A number or a text on the other side is a slip of the pen."""
+        if isinstance(other, Real | str):
+            raise ConditionError(f"{self} == {other!r} compares expressions and asks for nothing: write "
+                                 f"attr(name, {other!r}) for an attribute that is to be {other!r}")
+        return isinstance(other, Condition) and type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def _values(self) -> tuple:
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def __bool__(self) -> bool:
         raise ConditionError(
@@ -72,7 +90,7 @@ class Condition:
         return _python(self)[0]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Is(Condition):
     """An attribute equals a choice: None (the last class), a class name, a class index or value (int), a value."""
 
@@ -95,7 +113,7 @@ class Is(Condition):
         return _within(self, low, high)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Within(Condition):
     """A value attribute lies above `low`, below `high`, or between the two. None is an open side."""
 
@@ -104,14 +122,14 @@ class Within(Condition):
     high: float | None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Near(Condition):
     """Stay near the anchor: weight (||w - w_a||^2 + ||z - z_a||^2) is subtracted from the log-truth-value."""
 
     weight: float
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Keep(Condition):
     """Keep the raw logits of these attributes near the anchor's."""
 
@@ -119,27 +137,39 @@ class Keep(Condition):
     weight: float
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Weighted(Condition):
     """weight * part, weight > 0."""
 
     weight: float
     part: Condition
 
+    def __post_init__(self):
+        _check_depth(self)
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Not(Condition):
     part: Condition
 
+    def __post_init__(self):
+        _check_depth(self)
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class And(Condition):
     parts: tuple[Condition, ...]
 
+    def __post_init__(self):
+        _check_depth(self)
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Or(Condition):
     parts: tuple[Condition, ...]
+
+    def __post_init__(self):
+        _check_depth(self)
 
 
 def attr(name: str, choice: str | float | None = None) -> Is:
@@ -182,6 +212,28 @@ def _within(leaf: Is, low: object, high: object) -> Within:
     if low is not None and high is not None and not low < high:
         raise ConditionError(f"{leaf.name!r} cannot lie between {low} and {high}: the lower bound comes first")
     return Within(leaf.name, low, high)
+
+
+def children(condition: Condition) -> tuple[Condition, ...]:
+    match condition:
+        case Not(part) | Weighted(_, part):
+            return (part,)
+        case And(parts) | Or(parts):
+            return parts
+    return ()
+
+
+def is_too_deep(condition: Condition) -> bool:
+    """Whether it is nested deeper than MAX_DEPTH; found without recursion."""
+    level = [condition]
+    for _ in range(MAX_DEPTH):
+        level = list({id(child): child for part in level for child in children(part)}.values())
+    return bool(level)
+
+
+def _check_depth(condition: Condition) -> None:
+    if is_too_deep(condition):
+        raise ConditionError(f"the condition is nested deeper than {MAX_DEPTH} levels: simplify it")
 
 
 def _parts(kind: "type[And] | type[Or]", condition: Condition) -> tuple[Condition, ...]:

@@ -20,10 +20,10 @@ from functools import partial
 from operator import and_, invert, mul, or_
 from typing import NoReturn
 
-from engine.condition import EVERY_OTHER, NUMBER, RESERVED, WORD, Condition, attr, keep, near
+from engine.condition import EVERY_OTHER, MAX_DEPTH, NUMBER, RESERVED, WORD, Condition, attr, keep, near
 from engine.errors import ConditionError
 
-MAX_NESTING = 100  # parentheses, ~ and weights inside each other; a tape allows fewer (engine/tape.py)
+LONGEST = 500  # letters of a text that an error repeats
 SYMBOLS = "&|~()*=<>,"
 ADVICE = {
     "and": "write & for and",
@@ -73,7 +73,8 @@ def parse(text: str) -> Condition:
     if not isinstance(text, str):
         raise ConditionError(f"a condition in text form is a str, not {type(text).__name__}")
     if not text.strip():
-        raise ConditionError("the condition is empty: write for example smile & ~glasses; for plain samples pass None")
+        raise ConditionError("the condition is empty: write for example smile & ~glasses; for plain samples leave the "
+                             "condition out (None in Python)")
     source = Source(text, _tokens(text))
     condition = _expression(source)
     if _next(source).kind != "end":
@@ -240,8 +241,8 @@ def _number(source: Source) -> float:
 
 def _nest(source: Source, part: Callable[[Source], Condition]) -> Condition:
     source.nesting += 1
-    if source.nesting > MAX_NESTING:
-        _fail(source, f"nested deeper than {MAX_NESTING} levels", "remove parentheses")
+    if source.nesting > MAX_DEPTH:
+        _fail(source, f"nested deeper than {MAX_DEPTH} levels", "remove parentheses")
     condition = part(source)
     source.nesting -= 1
     return condition
@@ -288,6 +289,9 @@ def _advice(source: Source, token: Token, expected: str) -> str:
 
 
 def _error(text: str, position: int, problem: str, advice: str = "") -> ConditionError:
+    if len(text) > LONGEST:
+        first = max(0, position - LONGEST // 2)
+        text, position = text[first : first + LONGEST], position - first
     shown = "".join(" " if letter.isspace() else letter for letter in text)  # one line, so that the caret fits
     lines = [f"cannot read the condition: {problem}", f"    {shown}", f"    {' ' * position}^"]
     return ConditionError("\n".join([*lines, advice] if advice else lines))

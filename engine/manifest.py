@@ -347,7 +347,7 @@ def check_records(manifest: Manifest) -> None:
     for what, entries in (("heads", manifest.heads), ("attributes", manifest.attributes)):
         if len({entry.name for entry in entries}) < len(entries):
             raise BundleError(f"two {what} have the same name")
-    if manifest.format[0] >= 2 and not g.mapping_layers and (g.normalise or g.labels or g.z_dim != g.w_dim):
+    if manifest.format[0] >= 2 and not g.mapping_layers and (g.labels or g.z_dim != g.w_dim):
         raise BundleError("a generator without a mapping has a w that is its z: expected no labels, no normalisation "
                           "and z_dim equal to w_dim")
     for head in manifest.heads:

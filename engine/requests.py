@@ -50,6 +50,8 @@ class Request:
             raise RequestError("a request starts from z or from w, not from both")
         if self.truncation is not None and not is_finite(self.truncation):
             raise RequestError(f"truncation {self.truncation!r} is not a finite number")
+        if self.label is not None and not isinstance(self.label, numbers.Integral):
+            raise RequestError(f"label {self.label!r} is not the number of a class")
         if self.guidance is not None and not (is_finite(self.guidance) and self.guidance > 0):
             raise RequestError(f"guidance {self.guidance!r} is not a finite number above 0")
         if self.steps is not None and not (isinstance(self.steps, numbers.Integral) and self.steps > 0):
@@ -132,19 +134,35 @@ Wanted = Condition | str | None | Request | Sequence[Request]
 def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None) -> list[Request]:
     """What ``sample`` was given, as a list: one condition for many seeds, or requests as they are."""
     if isinstance(wanted, Condition | str | None):
-        several = [0] if seeds is None else [seeds] if isinstance(seeds, int) else seeds
-        return [Request(wanted, seed=int(seed)) for seed in several]
+        condition = parse(wanted) if isinstance(wanted, str) else wanted
+        return [Request(condition, seed=seed) for seed in listed(seeds)]
     requests = [wanted] if isinstance(wanted, Request) else list(wanted)
     if seeds is not None:
-        raise ValueError("seeds belong to a single condition; each Request has its own seed")
+        raise RequestError("seeds belong to a single condition; each Request has its own seed")
     for request in requests:
         if not isinstance(request, Request):
             raise TypeError(f"expected a condition or Requests, found {type(request).__name__}")
     return requests
 
 
-def checked_latent(latent: Array, width: int, name: str) -> Array:
+def listed(seeds: Iterable[int] | int | None) -> Iterable[int]:
+    if seeds is None:
+        return [0]
+    if isinstance(seeds, Iterable):
+        return seeds
+    return [seeds]  # what is no integer is refused by its Request
+
+
+def checked_latent(latent: object, shape: int | tuple[int, ...], name: str, *, finite: bool = True) -> Array:
+    """The latent as numbers, if it has the shape; a sample's may be otherwise, if its bundle was another.
+
+    finite   whether it must be: the latents of a sample that ended as NONFINITE need not
+    """
     array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
-    if array.shape != (width,) or not np.isfinite(array).all():
-        raise RequestError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
+    shape = (shape,) if isinstance(shape, int) else shape
+    if array.shape != shape:
+        raise RequestError(f"{name} has shape {array.shape}: expected {shape} finite numbers; "
+                           "one from another bundle does not fit this generator")
+    if finite and not np.isfinite(array).all():
+        raise RequestError(f"{name} holds infinity or not-a-number: expected {shape} finite numbers")
     return array

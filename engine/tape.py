@@ -12,13 +12,27 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from engine.condition import EVERY_OTHER, And, Condition, Is, Keep, Near, Not, Or, Weighted, Within
+from engine.condition import (
+    EVERY_OTHER,
+    MAX_DEPTH,
+    And,
+    Condition,
+    Is,
+    Keep,
+    Near,
+    Not,
+    Or,
+    Weighted,
+    Within,
+    is_too_deep,
+)
 from engine.errors import ConditionError
 
 LOGICS = ("product", "lace")
-MAX_LEAVES = 64
-MAX_COLUMNS = 64
-MAX_DEPTH = 16  # nesting of & | ~ and weights; the interpreter's stack is never deeper than this plus 2
+# 40 attributes of two classes, as CelebA has, are 79 logits in an edit that keeps all that it does not mention. A row's
+# memory in a compiled solve grows with the square: 5 MB at 256.
+MAX_LEAVES = 256
+MAX_COLUMNS = 256
 
 
 class Attribute(Protocol):
@@ -186,21 +200,9 @@ def _check(condition: object) -> Condition:
     """The condition, if it is one and not too deep for the recursions below (this walk has no recursion)."""
     if not isinstance(condition, Condition):
         raise ConditionError(f"expected a condition, not {type(condition).__name__}: read a text with parse(text)")
-    level = [condition]
-    for _ in range(MAX_DEPTH):
-        level = [child for part in level for child in _children(part)]
-    if level:
+    if is_too_deep(condition):  # one that was unpickled, as others cannot be built
         raise ConditionError(f"the condition is nested deeper than {MAX_DEPTH} levels: simplify it")
     return condition
-
-
-def _children(condition: Condition) -> tuple[Condition, ...]:
-    match condition:
-        case Not(part) | Weighted(_, part):
-            return (part,)
-        case And(parts) | Or(parts):
-            return parts
-    return ()
 
 
 def _terms(condition: Condition, scale: float) -> Iterable[tuple[float, Condition]]:

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from engine import __version__
+from engine import origin
 from engine.bundle import Attribute, GeneratorFacts, Head, Sharp
 from engine.errors import BundleError
 from exporter.generators.stylegan2 import SQRT2
@@ -106,15 +105,25 @@ def array(tensor) -> Array:
 
 
 def field_tensors(mapping) -> dict[str, Array]:
-    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in."""
-    tensors = {"mapping.w_avg": array(mapping.w_avg)}
+    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in.
+
+    A bundle's mapping is w_dim wide throughout: narrower layers and embeddings are padded with zeros, which stay zero.
+    """
+    width = mapping.w_dim
+    tensors, table = {"mapping.w_avg": array(mapping.w_avg)}, mapping.embedding()
+    n_in = mapping.z_dim if table is None else mapping.z_dim + width
     for i, layer in enumerate(mapping.layers):
         weight, bias = layer.scaled()
-        tensors |= {f"mapping.{i}.weight": array(weight * SQRT2), f"mapping.{i}.bias": array(bias * SQRT2)}
-    table = mapping.embedding()
+        tensors[f"mapping.{i}.weight"] = padded(array(weight * SQRT2), width, width if i else n_in)
+        tensors[f"mapping.{i}.bias"] = padded(array(bias * SQRT2), width)
     if table is not None:
-        tensors["mapping.embedding"] = array(table)
+        tensors["mapping.embedding"] = padded(array(table), len(table), width)
     return tensors
+
+
+def padded(tensor: Array, *shape: int) -> Array:
+    """Zeros behind the end of each dimension, up to ``shape``."""
+    return np.pad(tensor, [(0, wanted - found) for wanted, found in zip(shape, tensor.shape, strict=True)])
 
 
 def head_tensors(stacks: list) -> dict[str, Array]:
@@ -141,11 +150,5 @@ def layer_tensors(prefix: str, layers) -> dict[str, Array]:
     return tensors
 
 
-def versions() -> dict[str, str]:
-    found = {"lace-engine": __version__}
-    for package in ("torch", "onnx"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return {"versions": found}  # type: ignore[dict-item]
+def versions() -> dict[str, dict[str, str]]:
+    return {"versions": origin.versions(("torch", "onnx"))}

@@ -6,12 +6,16 @@
 A part that is added needs no checkpoint: the synthesis is not exported again but copied.
 """
 
+import difflib
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+
+from numpy import ndarray as Array
 
 from engine.bundle import (
     FIELD,
@@ -31,6 +35,7 @@ from engine.sampler import find_bundle
 from engine.verify import PARTS, Check
 from exporter.checkpoints import load_generator, training_record
 from exporter.contents import (
+    array,
     check_heads,
     field_tensors,
     generator_facts,
@@ -43,11 +48,13 @@ from exporter.contents import (
 from exporter.field_graphs import write_field_graphs
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
+from exporter.heads import read_labels
 from exporter.parity import check_module, examine, record, refuse
 from exporter.parts import read_part, sharpen, split_stacks
 from exporter.synthesis_graph import NOISES, PRECISIONS, export_synthesis
 
 SUFFIX = ".lace"
+MAX_NAME = 200  # letters: the temporary folder's name is longer, and file systems take 255
 Say = Callable[[str], None]
 
 
@@ -67,24 +74,27 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
 
     Raises ParityError, and writes nothing, if the graphs do not answer as the network did.
     """
-    check_options(truncation=truncation, guidance=guidance, precision=precision, noise=noise, lowering=lowering)
+    check_options(truncation=truncation, guidance=guidance, precision=precision, noise=noise, lowering=lowering,
+                  name=name)
     path = None if hasattr(gan, "mapping") else Path(gan)
     if out is None and path is None:
         raise BundleError("out= is needed for a generator that does not come from a file")
     target = Path(out) if out is not None else Path(f"{path.name.removesuffix(path.suffix)}{SUFFIX}")  # type: ignore
+    check_target(target)
     if path is not None and (path / MANIFEST).is_file():
         options = {"truncation": truncation, "precision": precision, "noise": noise, "lowering": lowering, "name": name}
         refuse_options(options)
         if not heads:
             raise BundleError(f"{path} is a bundle already: pass --heads to add to it")
-        return add_stacks(Bundle(path), read_stacks(heads, labels), target, overwrite, provenance or {}, guidance,
-                          progress)
+        bundle = Bundle(path)
+        stacks = read_stacks(heads, labels, bundle.field["mapping.w_avg"])
+        return add_stacks(bundle, stacks, target, overwrite, provenance or {}, guidance, progress)
     source = {}
     if path is not None:
         progress("reading the generator")
         gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path), **training_record(path)}
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
-    stacks = rename(read_stacks(heads, labels), set())
+    stacks = rename(read_stacks(heads, labels, array(gan.mapping.w_avg)), set())
     refuse_lonely(stacks)
     check_heads(stacks, facts)
     manifest = Manifest(
@@ -107,7 +117,8 @@ def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, p
     answers = golden_answers(parts.mapping, parts.synthesis, stacks, noise=graph["noise"])
     save_tensors(folder / GOLDEN, answers)
     manifest = replace(
-        manifest, graphs={"synthesis": graph, **graphs}, provenance={**manifest.provenance, "remarks": remarks}
+        manifest, graphs={"synthesis": graph, **graphs},
+        provenance={**manifest.provenance, "remarks": [*parts.remarks, *remarks]},
     )
     # ONNX Runtime's CPU kernels cannot show what bfloat16 arithmetic does; torch's can.
     extra = check_module(parts.synthesis, graph, answers) if graph["precision"] == "bf16" else []
@@ -152,7 +163,8 @@ def add_parts(bundle, parts: Sequence, *, out: str | PathLike, labels: str | Pat
         raise BundleError("there is nothing to add: pass --add with the files of one or more parts")
     if target.exists() and target.resolve() == opened.path.resolve():
         raise BundleError(f"{target} is the bundle itself, which is never changed: choose another --out")
-    return add_stacks(opened, read_stacks(parts, labels), target, overwrite, provenance or {}, guidance, progress)
+    stacks = read_stacks(parts, labels, opened.field["mapping.w_avg"])
+    return add_stacks(opened, stacks, target, overwrite, provenance or {}, guidance, progress)
 
 
 def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
@@ -181,13 +193,29 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
             if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
                 shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden))
+        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden,
+                                                                   normalise=facts.normalise))
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
 
 
+def check_target(target: Path) -> None:
+    """What cannot become a folder is said before the export, which takes a minute, and not at its end."""
+    if "\0" in str(target) or len(os.fsencode(target.name)) > MAX_NAME:
+        raise BundleError(f"the bundle cannot be called {target.name[:60]!r}: choose another --out, of up to "
+                          f"{MAX_NAME} letters and without a zero byte")
+    if target.is_symlink() and not target.exists():
+        raise BundleError(f"{target} is a link that leads nowhere: remove it, or choose another --out")
+    above = next(folder for folder in (*target.absolute().parents, Path("/")) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise BundleError(f"{target} cannot be written: {above} is not a folder that you may write to; choose another "
+                          "--out")
+
+
 def check_options(*, truncation: float | None, guidance: float | None, precision: str | None, noise: str | None,
-                  lowering: str | None) -> None:
+                  lowering: str | None, name: str | None) -> None:
+    if name is not None and not (name.isprintable() and 0 < len(name) <= MAX_NAME):
+        raise BundleError(f"the name is {name[:60]!r}; expected 1 to {MAX_NAME} printable letters")
     if truncation is not None and not (math.isfinite(truncation) and truncation >= 0):
         raise BundleError(f"truncation is {truncation}; expected a number from 0 (the mean) to 1 (no truncation)")
     if guidance is not None and not (math.isfinite(guidance) and guidance > 0):
@@ -207,9 +235,17 @@ def refuse_options(options: dict) -> None:
                           "leave it out, or export the generator's checkpoint again")
 
 
-def read_stacks(heads: Sequence, labels: str | Path | None) -> list:
-    """HeadStacks, from paths where they are paths."""
-    return [head if hasattr(head, "layers") else read_part(head, labels) for head in heads]
+def read_stacks(heads: Sequence, labels: str | Path | None, centre: Array) -> list:
+    """HeadStacks, from paths where they are paths. ``centre``: the generator's mean w."""
+    wishes = read_labels(labels)
+    stacks = [head if hasattr(head, "layers") else read_part(head, labels=wishes, centre=centre) for head in heads]
+    known = [attribute.name for stack in stacks for attribute in stack.attributes]
+    for name in wishes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"they have: {', '.join(known[:20]) or 'none'}"
+            raise BundleError(f"--labels names the attribute {name[:60]!r}, which none of the heads has; {hint}")
+    return stacks
 
 
 def refuse_lonely(stacks: Sequence) -> None:

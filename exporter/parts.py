@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from numpy import ndarray as Array
+
 from engine.bundle import Attribute, Bundle, Head
 from engine.errors import BundleError, CheckpointError
 from exporter.archives import safetensors_metadata
@@ -18,15 +20,15 @@ from exporter.heads import METADATA, HeadStack, load_heads
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of part: the metadata key that its files have, and what reads one (path, labels)."""
+    """A kind of part: the metadata key that its files have, and what reads one (path, labels, mean w)."""
 
     title: str
     key: str
-    read: Callable[[Path, Any], Any]
+    read: Callable[[Path, Any, Array], Any]
 
 
-def read_heads(path: Path, labels: Any) -> HeadStack:
-    return load_heads(path, labels=labels)
+def read_heads(path: Path, labels: Any, centre: Array) -> HeadStack:
+    return load_heads(path, labels=labels, centre=centre)
 
 
 KINDS = {"heads": Kind("heads of lace-train, or a head checkpoint of LACE", METADATA, read_heads)}
@@ -46,8 +48,9 @@ def kind_of(path: Path) -> Kind:
     raise CheckpointError(f"{path} is no part that can be added to a bundle: its metadata names none of: {known}")
 
 
-def read_part(path: str | Path, labels: str | Path | None = None) -> HeadStack:
-    return kind_of(Path(path)).read(Path(path), labels)
+def read_part(path: str | Path, *, labels: Any, centre: Array) -> HeadStack:
+    """labels   what the user says of the logits;  centre: the generator's mean w, which boundaries are measured from"""
+    return kind_of(Path(path)).read(Path(path), labels, centre)
 
 
 # --- heads ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 COMMANDS = {
     "lace-sample": "engine.cli.sample",
     "lace-edit": "engine.cli.edit",
+    "lace-info": "engine.cli.info",
     "lace-verify": "engine.cli.verify",
     "lace-bench": "engine.cli.bench",
     "lace-export": "exporter.cli",
@@ -28,7 +29,7 @@ COMMANDS = {
     "lace-eval": "lace_evaluation.cli",
 }
 # Of argparse itself, and of pip.
-OTHER_OPTIONS = {"--help", "--no-deps", "--extra-index-url"}
+OTHER_OPTIONS = {"--help", "--force-reinstall", "--no-deps", "--extra-index-url"}
 
 
 def blocks(page: Path, kind: str) -> list[str]:

@@ -9,9 +9,10 @@ import pytest
 
 from engine.bundle import GOLDEN, Bundle
 from engine.cli import verify
+from engine.cli.console import CHECK_FAILED, NOT_CHECKED
 from engine.errors import BackendError, BundleError
 from engine.runtimes import Drawing, Runtime, Solving, open_runtime
-from engine.verify import check_bundle, gradient_errors, small
+from engine.verify import Check, check_bundle, gradient_errors, small
 from exporter.export import export
 from tests import tiny
 
@@ -112,7 +113,7 @@ def test_a_flipped_byte_is_refused_everywhere(bundle, tmp_path, name, capsys):
 def test_command_line_reports(bundle, capsys, monkeypatch):
     assert verify.main([str(bundle.path)]) == 0
     assert "gradient median, worst of" in capsys.readouterr().out
-    assert verify.main([str(bundle.path), "--runtime", "numpy", "--json"]) == 0
+    assert verify.main([str(bundle.path), "--runtime", "numpy", "--part", "field", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["passed"], facts["runtime"], facts["hash"]) == (True, "numpy", bundle.hash)
     runtime = altered(open_runtime(bundle, "onnxruntime"), picture=1.0)
@@ -121,9 +122,20 @@ def test_command_line_reports(bundle, capsys, monkeypatch):
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_C4_what_was_not_checked_is_no_success(bundle, capsys):
+    assert verify.main([str(bundle.path), "--runtime", "numpy"]) == NOT_CHECKED
+    assert "images not checked: " in capsys.readouterr().out
+    assert verify.main([str(bundle.path), "--runtime", "numpy", "--json"]) == NOT_CHECKED
+    assert json.loads(capsys.readouterr().out)["passed"] is None
+    assert verify.verdict([]) == NOT_CHECKED
+    bad = Check("w", 1.0, 0.1, False)
+    assert verify.verdict([bad, Check("images", None, 0.1, None)]) == CHECK_FAILED
+
+
 def test_command_line_names_what_is_wrong(bundle, tmp_path, capsys, monkeypatch):
     assert verify.main([str(tmp_path / "none.lace")]) == 2
-    assert verify.main([str(bundle.path), "--runtime", "abacus"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        verify.main([str(bundle.path), "--runtime", "abacus"])
     assert "abacus" in capsys.readouterr().err
     missing = BackendError("runtime 'onnxruntime' is not installed")
     missing.__cause__ = ImportError("onnxruntime")

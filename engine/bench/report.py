@@ -1,20 +1,20 @@
-"""Markdown pages from a file of measurements: goals first, then one table a suite, and what could not be measured.
+"""Markdown pages from a file of measurements: one table a suite, and what could not be measured.
 
-``write_report`` makes a folder: report.md with the goals and the machine, one page for each group of suites, the plots.
+``write_report`` makes a folder: report.md with the machine, one page for each group of suites, the plots.
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from engine.bench.goals import Goal, counted, find_goals
-from engine.bench.records import RecordError, figures, read
+from engine.bench.records import RecordError, counted, figures, read
 from engine.errors import LaceError
 from engine.folders import writing_folder
+from engine.text import code, table_row
+from engine.text import markdown as words
 
 REPORT = "report.md"
 Plots = Iterable[tuple[str, str, str]]  # section, description and file of each
-VERDICT = {True: "met", False: "**not met**", None: "not measured"}
 WRONG = "†"  # behind a time whose answer did not pass its check
 FIELDS = ("Ours with a row of the Jacobian for each column that the condition reads, as the default solver needs it, "
           "and called from Python, as the other solvers call it; peers: the gradient alone.")
@@ -39,7 +39,7 @@ def run_of(line: Mapping) -> tuple:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
     """A table; if its cells are ``numbers``, all columns but the first are right-aligned."""
     lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(map(table_row, lines))
 
 
 def of_suite(lines: Sequence[Mapping], suite: str) -> list[Mapping]:
@@ -71,7 +71,7 @@ def grid(lines: Sequence[Mapping], key: str, title: Callable[[object], str]) -> 
     """Contestants down, the values of ``key`` across, times inside."""
     columns = sorted({line[key] for line in lines if line.get("median") is not None})
     cell = {(line["contestant"], line[key]): line for line in lines}
-    rows = [[f"`{one}`", *(time(cell.get((one, column))) for column in columns)] for one in contestants(lines)]
+    rows = [[code(one), *(time(cell.get((one, column))) for column in columns)] for one in contestants(lines)]
     return markdown(["milliseconds", *map(title, columns)], rows)
 
 
@@ -82,7 +82,7 @@ def by_rows(lines: Sequence[Mapping], suite: str) -> str:
     """A grid for each world and condition."""
     parts = []
     for (world, condition), some in groups(of_suite(lines, suite), "world", "condition").items():
-        title = f"{world}, {counted(some[0]['attributes'], 'attribute')}: `{condition}`"
+        title = f"{words(world)}, {counted(some[0]['attributes'], 'attribute')}: {code(condition)}"
         parts.append(f"{title}\n\n{grid(some, 'rows', lambda n: counted(n, 'row'))}")
     return "\n\n".join(parts)
 
@@ -95,10 +95,10 @@ def accuracy(lines: Sequence[Mapping]) -> str:
         if not sizes:
             continue
         (rows,), chosen = max(sizes.items(), key=lambda entry: (len(entry[1]), entry[0]))
-        body = [[f"`{line['contestant']}`", f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
+        body = [[code(line["contestant"]), f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
                  f"{line['energy']:.4f}", f"{line['trajectory_error']:.2f}",
                  f"{figures(line['q1'])} to {figures(line['q3'])}",
-                 str(line["repeats"]), line.get("note", "")] for line in chosen]
+                 str(line["repeats"]), words(line.get("note", ""))] for line in chosen]
         head = ["contestant", "evaluations: mean", "most", "energy", "trajectory error", "quartiles, ms", "repeats", ""]
         title = (f"{world}, {counted(attributes, 'attribute')}, {counted(rows, 'row')}; "
                  f"the converged flow ends at an energy of {chosen[0]['floor_energy']:.4f}.")
@@ -111,7 +111,7 @@ def hard(lines: Sequence[Mapping]) -> str:
     for line in of_suite(lines, "hard"):
         if "energy" in line:
             counts = line["evaluations"]
-            body.append([f"{line['world']}, {line['targets']}: `{line['contestant']}`", time(line),
+            body.append([f"{words(line['world'])}, {words(line['targets'])}: {code(line['contestant'])}", time(line),
                          f"{counts['mean']:.0f}", f"{counts['most']}", figures(line["energy"]),
                          figures(line["floor_energy"]), f"{line['trajectory_error']:.2f}"])
     head = ["targets", "ms", "evaluations: mean", "most", "energy", "converged", "trajectory error"]
@@ -125,7 +125,7 @@ def plain(lines: Sequence[Mapping], suite: str, facts: Sequence[str]) -> str:
         if line.get("median") is not None:
             spread = f"{figures(line['q1'])} to {figures(line['q3'])}" if "q1" in line else ""
             mark = "" if line["check"] == "passed" else WRONG
-            body.append([f"`{line['contestant']}`", *(shown(line.get(fact)) for fact in facts),
+            body.append([code(line["contestant"]), *(words(shown(line.get(fact))) for fact in facts),
                          f"{figures(line['median'])} {line['unit']}{mark}", spread])
     return markdown(["contestant", *facts, "median", "quartiles"], body) if body else ""
 
@@ -142,13 +142,8 @@ def missing(lines: Sequence[Mapping]) -> str:
     for fact, mark in (("unavailable", ""), ("check", f" {WRONG}")):
         here = [line for line in lines if line.get(fact, "passed") != "passed"]
         for (suite, contestant, what), some in groups(here, "suite", "contestant", fact).items():
-            items.append(f"- {suite}, `{contestant}`{mark}: {what} ({counted(len(some), 'setting')})")
+            items.append(f"- {words(suite)}, {code(contestant)}{mark}: {words(what)} ({counted(len(some), 'setting')})")
     return "\n".join(items)
-
-
-def goals_table(goals: Sequence[Goal]) -> str:
-    rows = [[goal.text, goal.needed, goal.found, VERDICT[goal.met]] for goal in goals]
-    return markdown(["goal", "needed", "found", ""], rows) if rows else ""
 
 
 def about(lines: Sequence[Mapping]) -> str:
@@ -173,7 +168,7 @@ def is_benchmark_world(line: Mapping) -> bool:
     return line.get("world") != "demo"
 
 
-def pages(lines: Sequence[Mapping], plots: Plots) -> dict[str, str]:
+def pages(lines: Sequence[Mapping], plots: Plots, goals: str = "") -> dict[str, str]:
     """Markdown by file name. A section without measurements is left out, and so is a page without sections."""
     fields = by_rows(lines, "field")
     parts = {
@@ -199,7 +194,7 @@ def pages(lines: Sequence[Mapping], plots: Plots) -> dict[str, str]:
     links = "\n".join(f"- [{parts[file][0]}]({file})" for file in found)
     front = {
         "Pages": links,
-        "Goals": goals_table(find_goals(lines)),
+        "Goals": goals,
         "The machine": plain(lines, "machine", ()),
         "Not measured, or wrong": missing(lines),
     }
@@ -215,12 +210,17 @@ def page(title: str, lead: str, sections: Mapping[str, str], plots: Plots) -> st
     return "\n\n".join(text) + "\n"
 
 
-def write_report(path: Path, out: Path, *, overwrite: bool = False) -> Path:
-    """A folder with report.md, its pages and plots; whole or not at all. Raises RecordError, ReportError."""
+def write_report(
+    path: Path, out: Path, *, overwrite: bool = False, goals: Callable[[Sequence[Mapping]], str] = lambda lines: ""
+) -> Path:
+    """A folder with report.md, its pages and plots; whole or not at all. Raises RecordError, ReportError.
+
+    goals   from lines to the Markdown of a section on the goals that they meet
+    """
     from engine.bench.plots import draw_plots
 
     lines = latest(path)
     with writing_folder(out, marker=REPORT, overwrite=overwrite, error=ReportError) as folder:
-        for file, text in pages(lines, draw_plots(lines, folder)).items():
+        for file, text in pages(lines, draw_plots(lines, folder), goals(lines)).items():
             (folder / file).write_text(text, encoding="utf-8")
     return Path(os.fspath(out)) / REPORT

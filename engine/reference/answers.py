@@ -10,14 +10,14 @@ from engine.reference import field as twin
 
 
 def twin_answers(tensors: Mapping[str, Array], heads: Sequence[Head], stacks: Iterable[str],
-                 given: Mapping[str, Array]) -> dict[str, Array]:
+                 given: Mapping[str, Array], *, normalise: bool = True) -> dict[str, Array]:
     """head.{stack}.logits and .gradient, float32, at the stored latents ``given``: z, psi, label. Computed in float64.
 
     stacks   '{head}' or '{head}.sharp'
     """
     tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     z, psi = given["z"].astype(np.float64), given["psi"].astype(np.float64)
-    w, hidden = twin.mapping(tensors, z, psi, given.get("label"))
+    w, hidden = twin.mapping(tensors, z, psi, given.get("label"), normalise=normalise)
     spaces = {head.name: head.space for head in heads}
     answers = {}
     for stack in sorted(stacks):
@@ -26,6 +26,6 @@ def twin_answers(tensors: Mapping[str, Array], heads: Sequence[Head], stacks: It
         logits, activations = twin.head(layers, w if in_w else z)
         gradient = twin.head_rows(layers, activations, np.eye(logits.shape[1]), rows=len(z))
         if in_w:
-            gradient = twin.pullback(tensors, z, psi, hidden, gradient)
+            gradient = twin.pullback(tensors, z, psi, hidden, gradient, normalise=normalise)
         answers |= {f"head.{stack}.logits": logits, f"head.{stack}.gradient": gradient}
     return {name: np.ascontiguousarray(answer, np.float32) for name, answer in answers.items()}

@@ -24,10 +24,13 @@ from engine.onnx_file import read_bytes
 from engine.onnx_rewrite import inline_weights, widen
 from engine.runtimes import ALL, Drawing, Linearise, MissingRuntime, Runtime, Solving
 from engine.runtimes.decoding import IMAGE, ROWS, Buffers, Pictures, noise_sides, picture_precision, sizes
+from engine.runtimes.packages import check_onnxruntime, cuda_advice
 from engine.spaces import Space
 
 if TYPE_CHECKING:
     from engine.cuda.driver import Device
+
+check_onnxruntime(ort)
 
 VERSION = ort.__version__
 CUDA = "CUDAExecutionProvider"
@@ -43,6 +46,7 @@ class GraphField:
     def __init__(self, graphs: "Graphs", space: Space):
         self.graphs, self.space = graphs, space
         self.feeds: dict[str, Array] = {}
+        self.normalise = graphs.bundle.generator.normalise
         self.has_seeds_by_row = graphs.bundle.manifest.format[0] >= 2
         has_it = graphs.device == "cpu" and space.is_mapped and "linearise" in graphs.bundle.manifest.graphs
         self.linearise: Linearise | None = self.run_linearise if has_it else None
@@ -58,7 +62,12 @@ class GraphField:
             if head.space == "w":
                 feeds[f"rows.{name}"], feeds[f"seeds.{name}"] = heads.get(name) or nobody(head.widths[-1])
         found = self.graphs.run("linearise", feeds)
-        return found["w"], {name: found[f"logits.{name}"] for name in heads}, found["jacobian"]
+        w, logits = found["w"], {name: found[f"logits.{name}"] for name in heads}
+        if (lost := self.overflowing(z)) is not None:
+            w[lost] = np.nan
+            for name, (rows, _) in heads.items():
+                logits[name][lost[rows]] = np.nan
+        return w, logits, found["jacobian"]
 
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
                 some: Mapping[str, Array] = ALL):
@@ -79,7 +88,15 @@ class GraphField:
         found = self.graphs.run("mapping", feeds)
         hidden = {name: value for name, value in found.items() if name.startswith("hidden.")}
         self.feeds = {"z": z, "psi": psi, **hidden}
-        return found["w"]
+        w = found["w"]
+        if (lost := self.overflowing(z)) is not None:
+            w[lost] = np.nan
+        return w
+
+    def overflowing(self, z: Array) -> Array | None:
+        """Rows (n,) whose sum of squares is infinite, if any: the graphs make them zero, which is finite and wrong."""
+        squares = np.vecdot(z, z)
+        return ~np.isfinite(squares) if self.normalise and not np.isfinite(squares).all() else None
 
     def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
         if not self.space.is_mapped:
@@ -114,8 +131,7 @@ def decode(bundle: Bundle, run: Callable[[Mapping[str, Array]], Array], sides: M
 def require_cuda() -> None:
     """Raises MissingRuntime if the package that is installed was built without the CUDA provider."""
     if CUDA not in ort.get_available_providers():
-        raise MissingRuntime(f"onnxruntime {VERSION} has no {CUDA} here: install it with: pip uninstall "
-                             "onnxruntime && pip install 'lace-engine[gpu]'")
+        raise MissingRuntime(f"onnxruntime {VERSION} has no {CUDA} here: {cuda_advice()}")
 
 
 @cache

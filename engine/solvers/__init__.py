@@ -59,10 +59,15 @@ def make_solver(name: str | Solver, **settings) -> Solver:
     return kind(**fixed, **given)
 
 
-def describe(solver: Solver) -> str:
-    """A solver's name and its settings."""
+def name_and_settings(solver: Solver) -> tuple[str, dict]:
+    """What ``make_solver`` makes an equal solver of; of a record of another kind, its class's name."""
     values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
     tableau = values.pop("tableau", None)
     kinds = {kind: name for name, (kind, fixed) in SOLVERS.items() if not fixed}
-    name = kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name
+    return kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name, values
+
+
+def describe(solver: Solver) -> str:
+    """A solver's name and its settings."""
+    name, values = name_and_settings(solver)
     return f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"
