@@ -105,7 +105,7 @@ class Routing:
     row, slot, column (c,)   of each pair that is a column, and ``pair`` its number
     near (m,), near_pair     rows with ``near``, and its pair
     each                     pairs of every row, None if rows differ
-    source                   of each pair, its place among all rows of Jacobian that its uses give, (m, k) of one after the
+    source                   of each pair, its place among the rows of Jacobian of all uses, (m, k) of one after the
                              other, and the rows of ``near`` after them
     reads_z                  whether some head reads z
     is_even                  whether pairs are columns, and every row has as many: (n, width) in one line

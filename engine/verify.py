@@ -12,7 +12,7 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError, BundleError
-from engine.runtimes import Linearise, Runtime, open_runtime
+from engine.runtimes import Drawing, Linearise, Runtime, open_runtime
 
 PARTS = ("field", "synthesis")
 SMALL = 64
@@ -134,7 +134,7 @@ def check_attribute(name: str, logits: Array, gradients: Array, attribute: str, 
     yield at_most(f"{name}.gradient 99 %", np.quantile(errors, 0.99, method="lower"), GRADIENT_TAIL[used])
 
 
-def decode(bundle: Bundle, runtime: Runtime) -> Iterator[Array]:
+def decode(bundle: Bundle, drawing: Drawing) -> Iterator[Array]:
     """The golden rows' pictures, the last alone and the others together as far as memory allows.
 
     Two batch sizes from one graph: a batch size that the export has frozen is found here. (The larger comes first: a
@@ -145,17 +145,17 @@ def decode(bundle: Bundle, runtime: Runtime) -> Iterator[Array]:
     for first in (*range(0, last, step), last):
         past = min(first + step, last) if first < last else len(w)
         ws = np.repeat(w[first:past, None], g.num_ws, axis=1)
-        yield runtime.drawing.synthesize(np.ascontiguousarray(ws))
+        yield drawing.synthesize(np.ascontiguousarray(ws))
 
 
-def check_synthesis(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
+def check_synthesis(bundle: Bundle, drawing: Drawing) -> Iterator[Check]:
     """Golden pictures: one at full resolution, all of them box-averaged."""
     # The coarser of the graph's own types and the runtime's arithmetic.
-    used = (bundle.manifest.graphs["synthesis"].get("precision", "fp32"), runtime.drawing.precision)
+    used = (bundle.manifest.graphs["synthesis"].get("precision", "fp32"), drawing.precision)
     precision = min((p for p in used if p in IMAGE_PSNR), key=lambda p: IMAGE_PSNR[p], default="fp32")
     averaged, full = [], None
     try:
-        for images in decode(bundle, runtime):
+        for images in decode(bundle, drawing):
             full = images[:1].copy() if full is None else full
             averaged.append(small(images))
     except BackendError as error:
@@ -185,5 +185,5 @@ def check_bundle(bundle: Bundle, runtime: str | Runtime = "auto", *, parts: Sequ
     if "field" in parts:
         checks.extend(check_field(bundle, opened))
     if "synthesis" in parts:
-        checks.extend(check_synthesis(bundle, opened))
+        checks.extend(check_synthesis(bundle, opened.drawing))
     return checks

@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
-from engine.runtimes import open_runtime
+from engine.runtimes import Drawing, open_runtime
 from engine.verify import PARTS, Check, ParityError, check_bundle, check_synthesis, compare_images
 from exporter.synthesis_graph import Synthesis, Traced, prepare
 
@@ -38,10 +38,10 @@ def float32_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-class Twin:
-    """A runtime for check_synthesis that runs a graph from memory."""
+class Twin(Drawing):
+    """Pictures by a graph in memory; noise inputs are zero."""
 
-    precision = "fp32"
+    name, version, precision = "twin", "", "fp32"
 
     def __init__(self, model: onnx.ModelProto):
         import onnxruntime
@@ -50,7 +50,7 @@ class Twin:
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
-    def synthesize(self, ws: Array) -> Array:
+    def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
         feeds = {"ws": ws}
         for node in self.session.get_inputs()[1:]:
             feeds[node.name] = np.zeros((len(ws), *node.shape[1:]), np.float32)
@@ -60,7 +60,7 @@ class Twin:
 def check_twin(bundle: Bundle) -> list[Check]:
     note = "ONNX Runtime has no bfloat16 convolution on a CPU: checked on the same graph with its types made float32"
     twin = Twin(float32_twin(onnx.load(bundle.graph("synthesis"))))
-    return [replace(check, note=note) for check in check_synthesis(bundle, twin)]  # type: ignore[arg-type]
+    return [replace(check, note=note) for check in check_synthesis(bundle, twin)]
 
 
 @torch.no_grad()

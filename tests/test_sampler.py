@@ -344,7 +344,7 @@ def test_repr_names_everything_that_can_change_a_bit(world):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"capacity": 0}, SolveError, "at least 1"),
+        ({"capacity": 0}, SolveError, "from 1 to 65536"),
         ({"solver": "dopri6"}, SolveError, "no solver 'dopri6'.*gauss-newton.*dopri5"),
         ({"solver": "langevin", "rtol": 0.1}, SolveError, "no setting 'rtol'"),
         ({"runtime": "torch"}, BackendError, "no runtime 'torch'.*auto.*onnxruntime.*numpy"),

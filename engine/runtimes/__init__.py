@@ -71,8 +71,8 @@ class Linearise(Protocol):
 
         heads      {head: rows (m,), combinations (k, C)} in the order of the bundle
         pair_row   (pairs,): the row of each cotangent that is wanted
-        source     (pairs,): its place among the Jacobians' rows (m, k) of all heads, one head after the other, and after them
-                   w[near_row] - near_anchor (q, w_dim)
+        source     (pairs,): its place among the rows of Jacobian (m, k) of all heads, one after the other, and after
+                   them w[near_row] - near_anchor (q, w_dim)
         returns    w (rows, w_dim), {head: logits (m, C)}, the cotangents on z (pairs, z_dim)
         """
         ...
