@@ -1,22 +1,22 @@
-"""Write the numbers of the README and the docs from benchmarks/results:  python benchmarks/readme.py [--check]
+"""Write the numbers of the README and the docs from benchmarks/results:  python -m benchmarks.readme [--check]
 
 The files come from benchmarks/config_f.py, benchmarks/soak.py, from lace-eval (its report.json, under any name) and, as
 JSON lines, from benchmarks/run.py. Each page has one section between two markers, in which no number is typed by hand.
-The tables of speed are pages of their own, which `lace-bench report` writes.
+The tables of speed are pages of their own, which benchmarks.report writes.
 """
 
 import argparse
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.bench.goals import PAPER, fastest, find_goals, is_ours, some
-from engine.bench.records import RecordError
+from benchmarks.goals import PAPER, find_goals
+from engine.bench.records import RecordError, fastest, is_ours, some
 from engine.bench.report import latest, markdown
+from engine.folders import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- numbers:begin -->", "<!-- numbers:end -->"
@@ -276,12 +276,6 @@ def updated(page: Path, numbers: str) -> str:
     return f"{before}{BEGIN}\n{numbers}\n{END}{after}"
 
 
-def replace(page: Path, text: str) -> None:
-    partial = page.with_name(f".{page.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, page)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
@@ -294,9 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stale = [page for page, text in texts.items() if page.read_text(encoding="utf-8") != text]
     for page in stale:
         if options.check:
-            print(f"{page} is out of date: run python benchmarks/readme.py", file=sys.stderr)
+            print(f"{page} is out of date: run python -m benchmarks.readme", file=sys.stderr)
         else:
-            replace(page, texts[page])
+            write_atomically(page, texts[page])
     return int(options.check and bool(stale))
 
 

@@ -21,9 +21,9 @@ from random import Random
 
 import numpy as np
 
-from benchmarks.config_f import commit, machine, versions
 from engine import DeadlineError, LaceError, QueueFullError, Request, Sample, Sampler
 from engine.bundle import Attribute
+from engine.origin import commit, machine, versions
 
 OUTSTANDING = 24  # futures that a thread keeps at a time: all threads together fill the batch and the queue
 CHECKED, KEPT = 0.01, 500  # part of the samples that are solved again, and how many at most: memory is measured

@@ -29,7 +29,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from engine.errors import BundleError
-from engine.folders import writing_folder
+from engine.folders import recover, writing_folder
 from engine.spaces import Space, spaces_of
 
 FORMAT = (1, 0)
@@ -43,7 +43,8 @@ class GeneratorFacts:
     """Sizes of the generator.
 
     ``labels``: number of classes (0: unconditional). ``truncation``: the default psi of a request. ``guidance``: the
-    default factor of a condition's log p.
+    default factor of a condition's log p. ``mapping_layers``: of the mapping, 0 if w is its input. ``normalise``:
+    whether the mapping divides z by its root mean square.
     """
 
     name: str
@@ -56,6 +57,8 @@ class GeneratorFacts:
     labels: int = 0
     truncation: float = 0.7
     guidance: float = 1.0
+    mapping_layers: int = 8
+    normalise: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,8 @@ class Bundle:
 
 
 def read_manifest(path: Path) -> bytes:
+    if not (path / MANIFEST).exists():
+        recover(path, MANIFEST)
     if not path.exists():
         raise BundleError(f"no bundle at {path}: expected a folder made by lace-export")
     if not path.is_dir():

@@ -60,7 +60,8 @@ class Lane:
         self.tickets[row], self.is_taken[row] = ticket, True
         self.batch.is_watched |= ticket.future is not None or ticket.deadline < math.inf
         self.fresh.append(row)
-        self.batch.admit(row, ticket.start)
+        with np.errstate(over="ignore"):  # what the runtime's precision does not hold ends as NONFINITE
+            self.batch.admit(row, ticket.start)
 
     def release(self, rows: Array) -> None:
         self.is_taken[rows] = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy import ndarray as Array
@@ -21,8 +22,8 @@ def to_image(pixels: Array | None) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def save_png(path: Path, image: Image.Image, text: Mapping[str, str]) -> None:
-    """Write a PNG with ``text`` in its text chunks."""
+def save_png(path: Path | BinaryIO, image: Image.Image, text: Mapping[str, str]) -> None:
+    """Write a PNG with ``text`` in its text chunks, to a path or an open file."""
     chunks = PngInfo()
     for key, value in text.items():
         chunks.add_itxt(key, visible(value, lines=True))

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 from numpy import ndarray as Array
 
+from engine.bundle import GeneratorFacts
 from engine.reference.noise import normals_many
-from engine.requests import Sample
+from engine.requests import Sample, checked_latent
 from engine.runtimes import Drawing
 from engine.spaces import spread
 
@@ -15,11 +16,13 @@ from engine.spaces import spread
 NOISE_STREAM = 2**63
 
 
-def render(drawing: Drawing, num_ws: int, samples: Sequence[Sample]) -> list[Sample]:
-    """The same samples with their ``image``."""
+def render(drawing: Drawing, generator: GeneratorFacts, samples: Sequence[Sample]) -> list[Sample]:
+    """The same samples with their ``image``. Raises RequestError for latents of another generator."""
     if not samples:
         return []
-    ws = np.stack([spread(s.w if s.ws is None else s.ws, num_ws) for s in samples])
+    num_ws, w_dim = generator.num_ws, generator.w_dim
+    ws = np.stack([spread(checked_latent(s.w, w_dim, "w", finite=False), num_ws) if s.ws is None else
+                   checked_latent(s.ws, (num_ws, w_dim), "ws", finite=False) for s in samples])
     images = drawing.pixels(np.ascontiguousarray(ws, np.float32), draw_noises(drawing, samples))
     # A copy each: whoever keeps one picture must not keep those that were decoded with it.
     return [replace(sample, image=image.copy()) for sample, image in zip(samples, images, strict=True)]

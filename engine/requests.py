@@ -153,8 +153,16 @@ def listed(seeds: Iterable[int] | int | None) -> Iterable[int]:
     return [seeds]  # what is no integer is refused by its Request
 
 
-def checked_latent(latent: Array, width: int, name: str) -> Array:
+def checked_latent(latent: object, shape: int | tuple[int, ...], name: str, *, finite: bool = True) -> Array:
+    """The latent as numbers, if it has the shape; a sample's may be otherwise, if its bundle was another.
+
+    finite   whether it must be: the latents of a sample that ended as NONFINITE need not
+    """
     array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
-    if array.shape != (width,) or not np.isfinite(array).all():
-        raise RequestError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
+    shape = (shape,) if isinstance(shape, int) else shape
+    if array.shape != shape:
+        raise RequestError(f"{name} has shape {array.shape}: expected {shape} finite numbers; "
+                           "one from another bundle does not fit this generator")
+    if finite and not np.isfinite(array).all():
+        raise RequestError(f"{name} holds infinity or not-a-number: expected {shape} finite numbers")
     return array

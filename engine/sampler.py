@@ -14,6 +14,7 @@ from numpy import ndarray as Array
 from engine.batch import Status
 from engine.bundle import Bundle
 from engine.condition import Condition
+from engine.constants import MOST_THREADS
 from engine.drive import Ticket
 from engine.editing import conjunction, holding, kept_terms
 from engine.errors import SolveError
@@ -29,7 +30,7 @@ from engine.starts import Anchor, Starts
 
 DEMO = "demo"
 # Limits of what is asked for by mistake: more would only fail later, in the middle of the work.
-MOST_ROWS, MOST_WAITING, MOST_THREADS = 65_536, 2**31, 1024
+MOST_ROWS, MOST_WAITING = 65_536, 2**31
 
 
 def find_bundle(bundle: str | os.PathLike | Bundle) -> Bundle:
@@ -161,16 +162,16 @@ class Sampler:
             if not some:
                 continue
             requests = [samples[i].request for i in some]
-            latents = np.array([checked_latent(samples[i].latent, space.width, name) for i in some])
-            _, logits = self.flows.read(space, latents, [self.starts.psi(r) for r in requests],
-                                        [r.label or 0 for r in requests])
+            latents = np.array([checked_latent(samples[i].latent, space.width, name, finite=False) for i in some])
+            labels = [self.starts.label(request) if space.is_mapped else 0 for request in requests]
+            _, logits = self.flows.read(space, latents, [self.starts.psi(request) for request in requests], labels)
             for k, i in enumerate(some):
                 found[i] = {attribute: values[k] for attribute, values in logits.items()}
         return found
 
     def render(self, samples: Sequence[Sample]) -> list[Sample]:
         """Decode: the same samples with their ``image``."""
-        return render(self.runtime.drawing, self.bundle.generator.num_ws, samples)
+        return render(self.runtime.drawing, self.bundle.generator, samples)
 
     def collect(self, tickets: Sequence[Ticket], strict: bool) -> list[Sample]:
         """Solve all; their samples in the same order."""

@@ -99,9 +99,9 @@ def retire(lane: Lane, rows: Array) -> None:
     batch, flow = lane.batch, lane.flow
     if len(unknown := rows[~batch.is_measured[rows]]):
         flow.measure(batch, unknown)
-        # Solvers that end a row without a look at its end leave it to this one.
-        done = unknown[batch.status[unknown] == Status.DONE]
-        batch.status[done[~np.isfinite(batch.logp[done])]] = Status.NONFINITE
+    # Solvers that end a row without a look at its end leave it to this one; and no picture comes of an infinite w.
+    is_whole = np.isfinite(batch.logp[rows]) & np.isfinite(batch.w[rows]).all(axis=1)
+    batch.status[rows[~is_whole & (batch.status[rows] == Status.DONE)]] = Status.NONFINITE
     ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
                batch.counters[rows].tolist(), strict=True)
     for row, logp, status, (steps, evaluations, rejected, forced) in ends:

@@ -24,6 +24,7 @@ from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
 from engine.verify import Check
 
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")  # onnxruntime: the exam at the end
 EPILOG = f"""where --gan is a bundle already, the heads are added to it and the generator is not exported again
 (give a new --out, or --overwrite to replace the bundle itself); with --tensorrt and no --heads, plans are built into
 the bundle that is there, which does not change its content
@@ -32,9 +33,6 @@ targets of --tensorrt: sm80, sm86, sm89, sm120, sm121 (TensorRT-RTX; needs no GP
 machine); without one: what the installed of the two can do
 
 {EXIT_CODES}"""
-
-
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--gan", metavar="FILE", required=True, help="checkpoint of a StyleGAN2 or StyleGAN3 generator, or a bundle")
-    add("--heads", metavar="FILE", nargs="+", action="extend", default=[], help="checkpoints of attribute heads")
+    add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
+        help="checkpoints of attribute heads, or boundaries of InterFaceGAN (.npy)")
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
     add("--truncation", metavar="PSI", type=finite, help="default truncation of requests (0.7)")
@@ -100,7 +99,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
-    # Before the work, which takes a minute and ends with an exam on ONNX Runtime.
     require("export", *PACKAGES)
     from exporter.export import export
 

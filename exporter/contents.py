@@ -1,13 +1,12 @@
 """What of a generator and its heads goes into a bundle: sizes, records and tensors."""
 
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from engine import __version__
+from engine import origin
 from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.errors import BundleError
 from exporter.generators.stylegan2 import SQRT2
@@ -39,8 +38,8 @@ def check_heads(stacks: list, facts: GeneratorFacts, known: set[str] = frozenset
                               f"{wanted}: it belongs to another generator; train heads for this one")
         for attribute in stack.attributes:
             if attribute.name in seen:
-                raise BundleError(f"two heads are called {attribute.name!r}: leave one out, or name them differently "
-                                  "with --labels")
+                raise BundleError(f"two heads are called {attribute.name!r}: leave one out. Those of LACE and of "
+                                  "InterFaceGAN have the name of their file: rename it")
             if attribute.columns[1] > np.shape(stack.layers[-1][0])[0]:
                 raise BundleError(f"attribute {attribute.name!r} lies outside the logits of head {stack.name!r}")
             seen.add(attribute.name)
@@ -93,15 +92,25 @@ def array(tensor) -> Array:
 
 
 def field_tensors(mapping) -> dict[str, Array]:
-    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in."""
-    tensors = {"mapping.w_avg": array(mapping.w_avg)}
+    """The mapping as plain layers ``x <- lrelu(W x + b)``: learning-rate gains and sqrt(2) are folded in.
+
+    A bundle's mapping is w_dim wide throughout: narrower layers and embeddings are padded with zeros, which stay zero.
+    """
+    width = mapping.w_dim
+    tensors, table = {"mapping.w_avg": array(mapping.w_avg)}, mapping.embedding()
+    n_in = mapping.z_dim if table is None else mapping.z_dim + width
     for i, layer in enumerate(mapping.layers):
         weight, bias = layer.scaled()
-        tensors |= {f"mapping.{i}.weight": array(weight * SQRT2), f"mapping.{i}.bias": array(bias * SQRT2)}
-    table = mapping.embedding()
+        tensors[f"mapping.{i}.weight"] = padded(array(weight * SQRT2), width, width if i else n_in)
+        tensors[f"mapping.{i}.bias"] = padded(array(bias * SQRT2), width)
     if table is not None:
-        tensors["mapping.embedding"] = array(table)
+        tensors["mapping.embedding"] = padded(array(table), len(table), width)
     return tensors
+
+
+def padded(tensor: Array, *shape: int) -> Array:
+    """Zeros behind the end of each dimension, up to ``shape``."""
+    return np.pad(tensor, [(0, wanted - found) for wanted, found in zip(shape, tensor.shape, strict=True)])
 
 
 def head_tensors(stacks: list) -> dict[str, Array]:
@@ -112,11 +121,5 @@ def head_tensors(stacks: list) -> dict[str, Array]:
     return tensors
 
 
-def versions() -> dict[str, str]:
-    found = {"lace-engine": __version__}
-    for package in ("torch", "onnx"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return {"versions": found}  # type: ignore[dict-item]
+def versions() -> dict[str, dict[str, str]]:
+    return {"versions": origin.versions(("torch", "onnx"))}

@@ -97,8 +97,10 @@ def axes(graph: Graph, axis: int) -> str:
     return graph.constant(f"axis.{axis}", np.array([axis], np.int64))
 
 
-def second_moment(graph: Graph, z: str) -> tuple[str, str]:
-    """z -> z / s and s (rows, 1), with s = sqrt(mean z^2 + 1e-8)."""
+def normalised(graph: Graph, facts: GeneratorFacts, z: str) -> tuple[str, str | None]:
+    """z -> z / s and s (rows, 1), with s = sqrt(mean z^2 + 1e-8); or z as it is and None, as the facts say."""
+    if not facts.normalise:
+        return z, None
     mean = graph.node("ReduceMean", graph.node("Mul", z, z), axes(graph, 1), keepdims=1)
     s = graph.node("Sqrt", graph.node("Add", mean, scalar(graph, "epsilon", 1e-8)))
     return graph.node("Div", z, s), s
@@ -155,7 +157,7 @@ def mapping_graph(file: Path, facts: GeneratorFacts) -> Graph:
     """z (rows, z_dim), psi (rows, 1) [, label (rows,)] -> w (rows, w_dim) truncated, hidden.{i} (rows, w_dim)."""
     graph = Graph("mapping", file)
     z, psi, label = latent(graph, facts)
-    x, _ = second_moment(graph, z)
+    x, _ = normalised(graph, facts, z)
     w = graph.output("w", (ROWS, facts.w_dim))
     hidden = mapping_nodes(graph, x, psi, label, w)
     for name in hidden:
@@ -170,7 +172,7 @@ def latent(graph: Graph, facts: GeneratorFacts) -> tuple[str, str, str | None]:
 
 
 def mapping_nodes(graph: Graph, x: str, psi: str, label: str | None, w: str) -> list[str]:
-    """Normalised x -> truncated ``w``; returns the hidden activations."""
+    """Normalised x -> truncated ``w``; returns the hidden activations. Without layers x itself is truncated."""
     if label:
         embedded = graph.node("Gather", graph.weight("mapping.embedding"), label, axis=0)
         x = graph.node("Concat", x, embedded, axis=1)
@@ -193,13 +195,21 @@ def pullback_graph(file: Path, facts: GeneratorFacts) -> Graph:
     g = graph.node("Mul", cotangent, graph.node("Unsqueeze", psi, axes(graph, 2)))
     for i in reversed(range(count)):
         g = graph.node("MatMul", graph.node("Mul", g, slope(graph, hidden[i])), backward_weight(graph, facts, i))
-    x, s = second_moment(graph, z)
-    x = graph.node("Unsqueeze", x, axes(graph, 1))
-    radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, 2), keepdims=1)
-    tangent = graph.node("Sub", g, graph.node("Mul", radial, x))
     dz = graph.output("dz", (ROWS, R, facts.z_dim))
-    graph.node("Div", tangent, graph.node("Unsqueeze", s, axes(graph, 1)), out=dz)
+    x, s = normalised(graph, facts, z)
+    if s is None:
+        graph.node("Mul", g, scalar(graph, "one", 1.0), out=dz)
+        return graph
+    x = graph.node("Unsqueeze", x, axes(graph, 1))
+    denormalise(graph, g, x, graph.node("Unsqueeze", s, axes(graph, 1)), dz, axis=2)
     return graph
+
+
+def denormalise(graph: Graph, g: str, x: str, s: str, out: str, *, axis: int) -> None:
+    """Cotangents on x = z / s -> on z: (g - x mean(x g)) / s. ``axis``: the latent's."""
+    radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, axis), keepdims=1)
+    tangent = graph.node("Sub", g, graph.node("Mul", radial, x))
+    graph.node("Div", tangent, s, out=out)
 
 
 def backward_weight(graph: Graph, facts: GeneratorFacts, layer: int) -> str:
@@ -221,7 +231,7 @@ def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) ->
     """
     graph = Graph("linearise", file)
     z, psi, label = latent(graph, facts)
-    x, s = second_moment(graph, z)
+    x, s = normalised(graph, facts, z)
     w = graph.output("w", (ROWS, facts.w_dim))
     hidden = mapping_nodes(graph, x, psi, label, w)
     near = graph.node("Gather", w, graph.input("near_row", ("near",), TensorProto.INT64), axis=0)
@@ -234,10 +244,12 @@ def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) ->
     for i in reversed(range(len(hidden))):
         slopes = graph.node("Gather", row_slope(graph, hidden[i]), row, axis=0)
         g = graph.node("MatMul", graph.node("Mul", g, slopes), backward_weight(graph, facts, i))
+    jacobian = graph.output("jacobian", (PAIRS, facts.z_dim))
+    if s is None:
+        graph.node("Mul", g, scalar(graph, "one", 1.0), out=jacobian)
+        return graph
     x, s = (graph.node("Gather", name, row, axis=0) for name in (x, s))
-    radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, 1), keepdims=1)
-    tangent = graph.node("Sub", g, graph.node("Mul", radial, x))
-    graph.node("Div", tangent, s, out=graph.output("jacobian", (PAIRS, facts.z_dim)))
+    denormalise(graph, g, x, s, jacobian, axis=1)
     return graph
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from numpy import ndarray as Array
 
+from engine.folders import write_atomically
+from engine.origin import commit, machine, versions
 from engine.text import code, to_json
 from engine.text import markdown as words
 from lace_evaluation import OURS, SUITES, plots, sheets
 from lace_evaluation.compare import FEATURES, FORM, MOMENTS, REPORT, ROWS, packed
 from lace_evaluation.goals import goals
-from lace_evaluation.origin import commit, machine, versions
 from lace_evaluation.runner import Eyes, Run
 from lace_evaluation.store import read_arrays, save_arrays
 from lace_evaluation.tables import SECTIONS, goal_table
-from lace_trainer.data import save_atomically
 
 PAGE = "REPORT.md"
 
@@ -68,10 +68,8 @@ def write(folder: Path, run: Run, eyes: Eyes) -> dict:
     for name, cells in run.cells.items():
         plots.PLOTS[name](run.suites[name], folder)
         sheets.draw(name, run.suites[name], cells, folder, origin)
-    text = markdown(facts)
-    save_atomically(folder / PAGE, lambda path: path.write_text(text, encoding="utf-8"))
-    body = to_json(facts) + "\n"
-    save_atomically(folder / REPORT, lambda path: path.write_text(body, encoding="utf-8"))
+    write_atomically(folder / PAGE, markdown(facts))
+    write_atomically(folder / REPORT, to_json(facts) + "\n")
     return facts
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from numpy import ndarray as Array
 from PIL import Image, ImageDraw, ImageFont
 
+from engine.folders import write_atomically
 from engine.pictures import GAP, INK, PAPER, save_png, to_image, wrap
 from engine.text import visible
 from lace_evaluation import OURS, conditional, logic
@@ -85,4 +86,4 @@ def draw(suite: str, facts: Mapping, cells: Mapping[str, Cell], folder: Path, or
     if suite in SHEETS:
         name, make = SHEETS[suite]
         if (image := make(facts, cells, int(origin["Seed"]))) is not None:
-            save_png(folder / name, image, origin)
+            write_atomically(folder / name, lambda file, image=image: save_png(file, image, origin))

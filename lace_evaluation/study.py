@@ -19,6 +19,7 @@ from engine.sampler import Sampler
 from lace_evaluation.nearness import Widest, widest
 from lace_evaluation.store import Cell, Store
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import reference_features
 from lace_trainer.judges import metrics
 from lace_trainer.judges.classifier import Classifier
 
@@ -138,7 +139,7 @@ class Study:
     def reference(self) -> Array:
         """Features of fresh renders, what the Fréchet distance is measured from."""
         count = min(MOST_REFERENCE, REFERENCE * self.count)
-        make = lambda: Cell({}, other={"features": metrics.reference_features(self.judge, count)})  # noqa: E731
+        make = lambda: Cell({}, other={"features": reference_features(self.judge, count)})  # noqa: E731
         return self.store.cell("reference", make).other["features"]
 
     @cached_property

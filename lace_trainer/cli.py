@@ -90,8 +90,8 @@ def add_heads(parser: argparse.ArgumentParser) -> None:
 
 
 def train_classifier(options: argparse.Namespace, report: Report) -> dict:
-    from lace_trainer.data import rendered
     from lace_trainer.faces import ATTRIBUTES
+    from lace_trainer.faces.pictures import rendered
     from lace_trainer.judges import classifier
 
     role, cache = classifier.ROLES[options.role], options.cache or options.out.parent
@@ -108,11 +108,12 @@ def train_classifier(options: argparse.Namespace, report: Report) -> dict:
 
 
 def train_identity(options: argparse.Namespace, report: Report) -> dict:
+    from lace_trainer.faces.pictures import portraits
     from lace_trainer.judges import identity
 
     cache, size = options.cache or options.out.parent, identity.SHAPE.size
-    held_out = identity.portraits(options.held_out, options.views, size, identity.HELD_OUT_SEED, cache)
-    people = identity.portraits(options.people, options.views, size, identity.PEOPLE_SEED, cache)
+    held_out = portraits(options.held_out, options.views, size, identity.HELD_OUT_SEED, cache)
+    people = portraits(options.people, options.views, size, identity.PEOPLE_SEED, cache)
     config = identity.IdentityConfig(steps=options.steps, seed=options.seed or 0, precision=options.precision,
                                      device=options.device)
     model = identity.train(people, config, held_out=held_out, progress=report)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from engine.bundle import Bundle
+from engine.constants import Queue
 from engine.cuda.compile import BLOCKS, TILES
 from engine.cuda.driver import Device, Launch
 from engine.cuda.engine import Engine
@@ -20,9 +21,8 @@ from tests.fake_cuda import FakeCuda
 from tests.fake_launches import LaunchFacts
 from tests.fake_memory import Violation, viewed
 
-GOES_ON = 5
 # Fields of Solve that may be null: what a flow in W, or one without labels or heads on z, does not have.
-MAY_BE_NULL = {"combined", "embedding", "hidden", "input", "state", "trial_w", "cotangent", "pulled"}
+MAY_BE_NULL = {"combined", "embedding", "hidden", "input", "state", "trial_w", "truncated", "cotangent", "pulled"}
 
 
 class DeviceOf(FakeCuda):
@@ -45,7 +45,8 @@ def fake_cuda(precision: str = "fp32") -> DeviceOf:
             found = check(fake, name, launch, address)
             function(address)
             if name == "turnover_while":
-                fake.set_condition(int(found["conditional"]), int(view(found["queue"], np.int32, 6)[GOES_ON]))
+                queue = view(found["queue"], np.int32, len(Queue))
+                fake.set_condition(int(found["conditional"]), int(queue[Queue.GOES_ON]))
 
         return run
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from benchmarks import worlds
+from benchmarks.goals import find_goals, goals_table
 from benchmarks.peers import FIELDS, SOLVERS, fields, load, open_peers
 from engine import Sampler
 from engine.bench import solving, timing
 from engine.bench.contest import Answer, Bench, Peers, Unavailable
-from engine.bench.goals import LEAVING, STATIC, find_goals
 from engine.bench.plots import PLOTS
 from engine.bench.problem import Judge, Problem, Target, hard, logits, ordinary
 from engine.bench.records import Log, RecordError, read
 from engine.bench.report import WRONG, latest, pages, write_report
 from engine.bench.solving import cost, open_field
-from engine.bench.streaming import STREAM_ERROR, ToTheLast, mixed
+from engine.bench.streaming import LEAVING, STATIC, STREAM_ERROR, ToTheLast, mixed
 from engine.bench.timing import race
 from engine.cli.bench import main
 from engine.errors import LaceError
@@ -294,7 +294,7 @@ def test_a_report_has_tables_plots_and_what_is_missing(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    front = write_report(path, tmp_path / "report").read_text()
+    front = write_report(path, tmp_path / "report", goals=goals_table).read_text()
     assert "torchode is missing" in front
     assert front.count("**not met**") == 2
     assert "- [Solves](solving.md)" in front
@@ -309,9 +309,10 @@ def test_a_report_has_tables_plots_and_what_is_missing(tmp_path):
 
 def test_the_report_of_the_docs_is_that_of_the_results():
     plots = [(section, alt, file) for section, alt, file, _ in PLOTS]
-    for file, text in pages(latest(ROOT / "benchmarks/results/speed.jsonl"), plots).items():
+    lines = latest(ROOT / "benchmarks/results/speed.jsonl")
+    for file, text in pages(lines, plots, goals_table(lines)).items():
         assert (ROOT / "docs/benchmarks/speed" / file).read_text(encoding="utf-8") == text, (
-            "run: lace-bench report benchmarks/results/speed.jsonl --out docs/benchmarks/speed --overwrite")
+            "run: python -m benchmarks.report benchmarks/results/speed.jsonl --out docs/benchmarks/speed --overwrite")
 
 
 def test_lines_of_another_commit_are_left_out_of_a_report(tmp_path):

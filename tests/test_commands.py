@@ -490,8 +490,8 @@ def test_C12_labels_of_unknown_heads_are_refused(tmp_path, capsys):
     from engine.errors import BundleError
     from exporter.export import read_heads
 
-    with pytest.raises(BundleError, match="'smlie' is, which none of the heads has; they have: smile; did you mean"):
-        read_heads([tiny.stack("smile", {"smile": 2})], tmp_path / "labels.json")
+    with pytest.raises(BundleError, match="names the attribute 'smlie', which none of the heads has; did you mean"):
+        read_heads([tiny.stack("smile", {"smile": 2})], tmp_path / "labels.json", np.zeros(16, np.float32))
 
 
 # --- conditions and requests --------------------------------------------------------------------------------------

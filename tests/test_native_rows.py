@@ -1,5 +1,6 @@
 """Steps of the default solver in C++ against their twin in Python, and what rows in one batch may not notice."""
 
+import ctypes
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.drive import Ticket
 from engine.flow import Flow
 from engine.native import library
-from engine.native.library import Call, CpuField
+from engine.native.library import Call, CpuField, Use, address
 from engine.native.rows import CpuRows
 from engine.reference.noise import normals
 from engine.runtimes.native import NativeSteps
@@ -301,8 +302,11 @@ def test_what_does_not_fit_leaves_the_memory_whole(world):
     psi, label = np.ones((rows, 1), np.float32), np.zeros(rows, np.int64)
     expected, *_ = CpuField(network).forward(z, psi, label, {})
     field.forward(z[:1], psi[:1], label[:1], {})
+    many, logits = 1 << 40, np.empty(1, np.float32)
+    head = network.head("smile")
+    use = Use(ctypes.addressof(head), many, 0, None, None, address(logits), None)
     with pytest.raises(MemoryError, match="no memory for an evaluation"):
-        field.evaluate(Call(rows=1 << 50))
+        field.evaluate(Call(rows=many, is_w=1, uses=1, z=address(z), use=ctypes.addressof(use)))
     assert np.array_equal(field.forward(z, psi, label, {})[0], expected)
 
 

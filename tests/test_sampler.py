@@ -141,10 +141,11 @@ def test_a_singular_system_fails_its_row_only(tmp_path):
     rng = np.random.default_rng(0)
     tensors = mapping_tensors(rng, 8, 8, 1) | head_tensors(rng, "h", (8, 1), 1.0, 0.0)
     # Two names of one logit, each wanted to twenty digits: I + c C G has no inverse in double precision.
-    twins = [Attribute(name, "value", "h", (0, 1), sigma=1e-20) for name in "ab"]
+    sigmas = {"a": 1e-20, "b": 1e-20, "c": 1.0}
+    twins = [Attribute(name, "value", "h", (0, 1), sigma=sigma) for name, sigma in sigmas.items()]
     facts = GeneratorFacts("twins", "none", 8, 8, 2, 4)
     bundle = write_bundle(tmp_path / "b", tensors, [Head("h", "w", (8, 1))], twins, facts)
-    samples = Sampler(bundle, runtime="numpy").solve([Request("a=0.3 & b=0.3", seed=1), Request("a=0.3", seed=1)])
+    samples = Sampler(bundle, runtime="numpy").solve([Request("a=0.3 & b=0.3", seed=1), Request("c=0.3", seed=1)])
     assert samples[1].status == Status.DONE
 
 

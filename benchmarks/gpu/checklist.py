@@ -21,6 +21,7 @@ from engine.cli.console import CHECK_FAILED, EXIT_CODES, MISSING_PACKAGE, OK, co
 from engine.cuda.compile import BY_PRECISION, KERNELS, WGMMA, CompileError, build, has_wgmma
 from engine.cuda.driver import Device, NoDevice
 from engine.errors import LaceError
+from engine.folders import write_atomically
 from engine.layout import PRECISIONS
 from engine.runtimes import open_runtime
 from engine.runtimes.cuda import CudaSolving
@@ -102,7 +103,7 @@ def run(device: Device, out: Path | None) -> int:
             failed, found[title]["failed"] = True, str(error)
             complain(f"{title}: {error}")
     if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n")
+        write_atomically(out, json.dumps(found, indent=2) + "\n")
     print("\nNext: make gpu, then make sanitize, then python -m benchmarks.gpu --out FILE.jsonl")
     return CHECK_FAILED if failed else OK
 

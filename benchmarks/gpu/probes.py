@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.cuda.compile import OPTIONS, compiled
+from engine.cuda.compile import OPTIONS, compile_source
 from engine.cuda.driver import Device, Launch, packed
 
 PROBES = Path(__file__).with_name("probes.cu")
@@ -78,7 +78,7 @@ def has_clusters(device: Device) -> bool:
 def compile_probes(target: str) -> tuple[bytes, bytes]:
     """All probes but the loop, and the loop."""
     texts, options = {PROBES.name: PROBES.read_text()}, (*OPTIONS, f"--gpu-architecture={target}")
-    return compiled(PROBES.name, texts, options).cubin, compiled(PROBES.name, texts, (*options, "-DLOOP")).cubin
+    return compile_source(PROBES.name, texts, options).cubin, compile_source(PROBES.name, texts, (*options, "-DLOOP")).cubin
 
 
 def configured(device: Device, grid: int, block: int, *, shared: int = 0, cluster: int = 0, cooperative: bool = False):

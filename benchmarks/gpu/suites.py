@@ -14,8 +14,9 @@ from engine.bench.drawing import PSNR, examine_picture, golden_ws, of_pictures
 from engine.bench.problem import GUIDANCE, Problem, ordinary
 from engine.bench.solving import cost, examine_solve, setting
 from engine.bundle import Bundle
+from engine.constants import Queue
 from engine.cuda.engine import Engine
-from engine.cuda.solve import ROUNDS, Plan, Tickets
+from engine.cuda.solve import Plan, Tickets
 from engine.runtimes import MissingRuntime, Runtime, UnfitDevice, open_runtime
 from engine.sampler import Sampler
 from engine.solvers import make_solver
@@ -126,7 +127,7 @@ def open_solve(problem: Problem, precision: str, **settings) -> Run:
         waves = -(-problem.rows // plan.shape.capacity) if settings.get("steps") else 1
         details = {
             "launches": waves,
-            "rounds": int(plan.progress[ROUNDS]),
+            "rounds": int(plan.progress[Queue.ITERATIONS]),
             "kernels_a_round": kernels,
             **machine.clock(),
         }

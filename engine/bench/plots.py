@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.bench.goals import is_ours, is_valid, some
+from engine.bench.records import is_ours, is_valid, some
 from engine.errors import LaceError
 from engine.text import visible
 

@@ -1,14 +1,13 @@
-"""Markdown pages from a file of measurements: goals first, then one table a suite, and what could not be measured.
+"""Markdown pages from a file of measurements: one table a suite, and what could not be measured.
 
-``write_report`` makes a folder: report.md with the goals and the machine, one page for each group of suites, the plots.
+``write_report`` makes a folder: report.md with the machine, one page for each group of suites, the plots.
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from engine.bench.goals import Goal, counted, find_goals
-from engine.bench.records import RecordError, figures, read
+from engine.bench.records import RecordError, counted, figures, read
 from engine.errors import LaceError
 from engine.folders import writing_folder
 from engine.text import code, table_row
@@ -16,7 +15,6 @@ from engine.text import markdown as words
 
 REPORT = "report.md"
 Plots = Iterable[tuple[str, str, str]]  # section, description and file of each
-VERDICT = {True: "met", False: "**not met**", None: "not measured"}
 WRONG = "†"  # behind a time whose answer did not pass its check
 FIELDS = ("Ours with a row of the Jacobian for each column that the condition reads, as the default solver needs it, "
           "and called from Python, as the other solvers call it; peers: the gradient alone.")
@@ -148,11 +146,6 @@ def missing(lines: Sequence[Mapping]) -> str:
     return "\n".join(items)
 
 
-def goals_table(goals: Sequence[Goal]) -> str:
-    rows = [[goal.text, goal.needed, goal.found, VERDICT[goal.met]] for goal in goals]
-    return markdown(["goal", "needed", "found", ""], rows) if rows else ""
-
-
 def about(lines: Sequence[Mapping]) -> str:
     last = lines[-1]
     machine, versions = last.get("machine", {}), last.get("versions", {})
@@ -175,7 +168,7 @@ def is_benchmark_world(line: Mapping) -> bool:
     return line.get("world") != "demo"
 
 
-def pages(lines: Sequence[Mapping], plots: Plots) -> dict[str, str]:
+def pages(lines: Sequence[Mapping], plots: Plots, goals: str = "") -> dict[str, str]:
     """Markdown by file name. A section without measurements is left out, and so is a page without sections."""
     fields = by_rows(lines, "field")
     parts = {
@@ -201,7 +194,7 @@ def pages(lines: Sequence[Mapping], plots: Plots) -> dict[str, str]:
     links = "\n".join(f"- [{parts[file][0]}]({file})" for file in found)
     front = {
         "Pages": links,
-        "Goals": goals_table(find_goals(lines)),
+        "Goals": goals,
         "The machine": plain(lines, "machine", ()),
         "Not measured, or wrong": missing(lines),
     }
@@ -217,12 +210,17 @@ def page(title: str, lead: str, sections: Mapping[str, str], plots: Plots) -> st
     return "\n\n".join(text) + "\n"
 
 
-def write_report(path: Path, out: Path, *, overwrite: bool = False) -> Path:
-    """A folder with report.md, its pages and plots; whole or not at all. Raises RecordError, ReportError."""
+def write_report(
+    path: Path, out: Path, *, overwrite: bool = False, goals: Callable[[Sequence[Mapping]], str] = lambda lines: ""
+) -> Path:
+    """A folder with report.md, its pages and plots; whole or not at all. Raises RecordError, ReportError.
+
+    goals   from lines to the Markdown of a section on the goals that they meet
+    """
     from engine.bench.plots import draw_plots
 
     lines = latest(path)
     with writing_folder(out, marker=REPORT, overwrite=overwrite, error=ReportError) as folder:
-        for file, text in pages(lines, draw_plots(lines, folder)).items():
+        for file, text in pages(lines, draw_plots(lines, folder), goals(lines)).items():
             (folder / file).write_text(text, encoding="utf-8")
     return Path(os.fspath(out)) / REPORT

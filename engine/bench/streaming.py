@@ -15,7 +15,6 @@ from numpy import ndarray as Array
 
 from engine.batch import Batch
 from engine.bench.contest import Bench, Openers, Run
-from engine.bench.goals import LEAVING, STATIC
 from engine.bench.problem import Problem, Target, hard
 from engine.bundle import Bundle
 from engine.flow import Flow, Point
@@ -23,6 +22,8 @@ from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from engine.solvers import Solver
 
+# Batch after batch: every row computed until the last has arrived; and rows that have arrived left out of the calls.
+STATIC, LEAVING = "static batches, all rows to the last", "static batches, arrived rows left out"
 STREAM_ERROR = 1e-5  # of w, against the same request solved alone
 # Rows in flight, as many as a Sampler has without being asked, and requests: a dozen batches.
 FULL, QUICK = (64, 768), (8, 24)

@@ -4,16 +4,18 @@ The sources need no header of the CUDA toolkit, and compiling needs no GPU. A cu
 all that it depends on, so that the cache never goes stale and may be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 from engine.constants import constants
+from engine.errors import WriteError
+from engine.folders import write_atomically
 from engine.layout import PRECISIONS
 from engine.sources import folder as sources_folder
 
@@ -181,14 +183,5 @@ def write(place: Path, built: Built) -> None:
     """Whole or not at all. A cache that cannot be written costs time, not the result."""
     facts = {"sha256": hashlib.sha256(built.cubin).hexdigest(),
              "resources": {name: asdict(values) for name, values in built.resources.items()}}
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(json.dumps(facts).encode() + b"\n" + built.cubin)
-            os.replace(partial, place)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except OSError:
-        return
+    with contextlib.suppress(WriteError):
+        write_atomically(place, json.dumps(facts).encode() + b"\n" + built.cubin)

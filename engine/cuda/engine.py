@@ -25,7 +25,7 @@ CAPACITIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Rows that one launch takes in; more of them wait on the device, so this bounds memory and not speed.
 MOST_TICKETS = 1024
 # Other counts grow in these steps, so that conditions of nearly the same size share a graph.
-STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # Plans that are kept: each has the memory of its rows.
 MOST_PLANS = 16
 

@@ -72,7 +72,8 @@ class Evaluation:
         self.width = shape.space.width
         self.mapping = network.mapping if shape.space.is_mapped else ()
         self.state_stride, self.w_stride = padded(self.width), padded(g.w_dim)
-        self.input_stride = self.mapping[0].into if self.mapping else 0
+        # Without layers the mapping's input is what the heads read, after truncation.
+        self.input_stride = padded(g.z_dim + network.embedded) if shape.space.is_mapped else 0
         self.depth = network.depth
         self.buffers = Region(device, self.fields(g.w_dim))
         self.tables = Tables(network, shape, self.buffers)

@@ -65,7 +65,7 @@ def evaluate(program: tuple, parameters: Array, u: Array) -> tuple[Array, Array,
     """Log-truth-value of a program, its gradient and a curvature, in float64.
 
     parameters  (rows, P)           targets, scales, weights, anchors
-    u           (rows, columns)     logits and logit differences
+    u           (rows, columns)     logits and logit differences; v is not a number where one of them is not finite
     returns     v (rows,), g (rows, columns) = dv/du, c (rows, columns, columns) ~ Hessian of -v, PSD.  Energy E = -v.
     """
     parameters = np.asarray(parameters, dtype=np.float64)
@@ -85,7 +85,9 @@ def evaluate(program: tuple, parameters: Array, u: Array) -> tuple[Array, Array,
     if not stack:
         return np.zeros(rows), np.zeros((rows, columns)), np.zeros((rows, columns, columns))
     (node,) = stack
-    return node.v, node.g, np.zeros((rows, columns, columns)) if node.c is None else node.c
+    # The limit at infinity may be finite, but an infinite logit has overflowed on its way.
+    v = np.where(np.isfinite(u).all(axis=1), node.v, np.nan)
+    return v, node.g, np.zeros((rows, columns, columns)) if node.c is None else node.c
 
 
 def log_ndtr(x: Array) -> tuple[Array, Array, Array]:

@@ -4,9 +4,10 @@ A runtime is composed of what solves and what draws. Adding one: a file with a `
 ``open_bundle``, and a line in RUNTIMES.
 """
 
-import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from engine.runtimes.decoding import Pictures
     from engine.solvers import Solver
 
+log = logging.getLogger(__name__)
 # Every head runs for all rows.
 ALL: Mapping[str, Array] = {}
 
@@ -230,8 +232,11 @@ def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", thr
             raise BackendError(f"there is no device {device!r}; known are: {', '.join(AUTO)}")
         *others, name = AUTO[device]
         for candidate in others:
-            with contextlib.suppress(MissingRuntime, UnfitDevice):
+            try:
                 return open_runtime(bundle, candidate, device=device, threads=threads, precision=precision)
+            except (MissingRuntime, UnfitDevice) as error:
+                if candidate == "native":
+                    warn_slow(str(error))
     if name not in RUNTIMES:
         raise BackendError(f"there is no runtime {name!r}; known are: auto, {', '.join(RUNTIMES)}")
     entry = RUNTIMES[name]
@@ -248,6 +253,12 @@ def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", thr
     except ImportError as error:
         advice = f"install it with: pip install 'lace-engine[{entry.extras[device]}]'"
         raise MissingRuntime(f"runtime {name!r} is not installed ({error}); {advice}") from error
+
+
+@cache
+def warn_slow(reason: str) -> None:
+    """Once: that the compiled field is not there, what it costs, and (in the reason) how to get it."""
+    log.warning("solving about 8 times slower than with the compiled field: %s", reason)
 
 
 class MissingRuntime(BackendError):

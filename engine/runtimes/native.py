@@ -108,7 +108,8 @@ class NativeSolving(Solving):
         g, half = bundle.generator, PRECISIONS[precision]
         heads = {name: head.space == "z" for name, head in bundle.heads.items()}
         try:
-            self.network = CpuNetwork(bundle.field, heads, g.z_dim, g.w_dim, threads=threads, half=half)
+            self.network = CpuNetwork(bundle.field, heads, g.z_dim, g.w_dim, threads=threads, half=half,
+                                      normalise=g.normalise)
         except NotBuilt as error:
             raise MissingRuntime(f"runtime 'native' is not there: {error}") from error
         except ValueError as error:

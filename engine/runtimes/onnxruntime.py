@@ -44,6 +44,7 @@ class GraphField:
     def __init__(self, graphs: "Graphs", space: Space):
         self.graphs, self.space = graphs, space
         self.feeds: dict[str, Array] = {}
+        self.normalise = graphs.bundle.generator.normalise
         has_it = graphs.device == "cpu" and space.is_mapped and "linearise" in graphs.bundle.manifest.graphs
         self.linearise: Linearise | None = self.run_linearise if has_it else None
 
@@ -58,7 +59,12 @@ class GraphField:
             if head.space == "w":
                 feeds[f"rows.{name}"], feeds[f"seeds.{name}"] = heads.get(name) or nobody(head.widths[-1])
         found = self.graphs.run("linearise", feeds)
-        return found["w"], {name: found[f"logits.{name}"] for name in heads}, found["jacobian"]
+        w, logits = found["w"], {name: found[f"logits.{name}"] for name in heads}
+        if (lost := self.overflowing(z)) is not None:
+            w[lost] = np.nan
+            for name, (rows, _) in heads.items():
+                logits[name][lost[rows]] = np.nan
+        return w, logits, found["jacobian"]
 
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
                 some: Mapping[str, Array] = ALL):
@@ -77,7 +83,15 @@ class GraphField:
         found = self.graphs.run("mapping", feeds)
         hidden = {name: value for name, value in found.items() if name.startswith("hidden.")}
         self.feeds = {"z": z, "psi": psi, **hidden}
-        return found["w"]
+        w = found["w"]
+        if (lost := self.overflowing(z)) is not None:
+            w[lost] = np.nan
+        return w
+
+    def overflowing(self, z: Array) -> Array | None:
+        """Rows (n,) whose sum of squares is infinite, if any: the graphs make them zero, which is finite and wrong."""
+        squares = np.vecdot(z, z)
+        return ~np.isfinite(squares) if self.normalise and not np.isfinite(squares).all() else None
 
     def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
         if not self.space.is_mapped:

@@ -14,7 +14,7 @@ from numpy import ndarray as Array
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.forks import abandon, remember
-from engine.runtimes import Drawing, MissingRuntime, Runtime, Solving
+from engine.runtimes import Drawing, MissingRuntime, Runtime, Solving, warn_slow
 from engine.runtimes.native import NativeSolving
 from engine.runtimes.onnxruntime import Graphs, OnnxSolving, decode
 
@@ -86,9 +86,10 @@ def open_solving(bundle: Bundle, threads: int, precision: str) -> Solving:
     is_half = precision == "bf16-jacobian"
     try:
         return NativeSolving(bundle, threads, precision if is_half else "fp32")
-    except MissingRuntime:
+    except MissingRuntime as error:
         if is_half:
             raise
+        warn_slow(str(error))
         return OnnxSolving(Graphs(bundle, threads))
 
 

@@ -19,7 +19,7 @@ NO_PICTURES = "runtime 'numpy' only solves; to decode pictures choose runtime='o
 
 class ReferenceField:
     def __init__(self, bundle: Bundle, space: Space):
-        self.space = space
+        self.space, self.normalise = space, bundle.generator.normalise
         self.tensors = {name: tensor.astype(np.float64) for name, tensor in bundle.field.items()}
         self.stacks = {name: twin.layers(self.tensors, f"head.{name}") for name in bundle.heads}
         self.spaces = {name: head.space for name, head in bundle.heads.items()}
@@ -30,7 +30,7 @@ class ReferenceField:
                 some: Mapping[str, Array] = ALL):
         self.z, self.psi = z.astype(np.float64), psi.astype(np.float64)
         if self.space.is_mapped:
-            w, self.hidden = twin.mapping(self.tensors, self.z, self.psi, label)
+            w, self.hidden = twin.mapping(self.tensors, self.z, self.psi, label, normalise=self.normalise)
         else:
             w = self.z
         found = {}
@@ -48,7 +48,8 @@ class ReferenceField:
             return cotangent
         part = slice(None) if rows is None else rows
         hidden = [activation[part] for activation in self.hidden]
-        return twin.pullback(self.tensors, self.z[part], self.psi[part], hidden, cotangent.astype(np.float64))
+        return twin.pullback(self.tensors, self.z[part], self.psi[part], hidden, cotangent.astype(np.float64),
+                             normalise=self.normalise)
 
 
 class ReferenceSolving(Solving):

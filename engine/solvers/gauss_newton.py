@@ -199,7 +199,9 @@ class GaussNewton:
         """Error of each trial, in units of the tolerance at its distance from the start (n,)."""
         bend = trial.linear.twice(trial.h[:, None].astype(trial.z.dtype) * point.gradient, trial.expected)
         way = root_mean_square(trial.z - batch.origin[batch.part(trial.rows)])
-        return np.maximum(trial.doubt, 0.5 * root_mean_square(bend)) / (self.atol + self.rtol * way)
+        scale = self.atol + self.rtol * way
+        # An infinite scale would make any error zero.
+        return np.where(scale < np.inf, np.maximum(trial.doubt, 0.5 * root_mean_square(bend)) / scale, np.inf)
 
     def decide(self, batch: Batch, trial: Trial, point: Point, error: Array) -> None:
         """Accept or reject each row's trial, set its next step and status."""

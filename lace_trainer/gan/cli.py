@@ -3,11 +3,15 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.cli.options import from_zero, not_negative, positive, real, tolerance
 from engine.errors import LaceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Report = Callable[[int, int, str], None]
 
@@ -111,11 +115,10 @@ def use_tf32(options: argparse.Namespace) -> None:
 
 def train_gan(options: argparse.Namespace, report: Report) -> dict:
     from exporter.checkpoints import load_generator
-    from lace_trainer.data import source
     from lace_trainer.gan.generator_file import export_generator
+    from lace_trainer.gan.loop import check_data, train
     from lace_trainer.gan.record import Fid
     from lace_trainer.gan.score import COUNT
-    from lace_trainer.gan.training import check_data, train
     from lace_trainer.judges.classifier import load
     from lace_trainer.judges.metrics import moments
 
@@ -137,6 +140,20 @@ def train_gan(options: argparse.Namespace, report: Report) -> dict:
     path = export_generator(best, out / "generator.safetensors", score)
     return {"generator": str(path), "pictures": training.pictures, "seconds": round(training.seconds, 1),
             **({"of": best.name, **score} if score else {})}
+
+
+def source(spec: str, size: int, seed: int, directory: Path) -> "Tensor":
+    """``render:COUNT`` or a folder -> pictures (n, size, size, 3) uint8, kept in ``directory``."""
+    if not spec.startswith("render:"):
+        from lace_trainer.data import folder
+
+        return folder(Path(spec), size, directory)
+    count = spec.removeprefix("render:").replace("_", "")
+    if not count.isdigit() or int(count) < 1:
+        raise LaceError(f"cannot read --data {spec!r}; expected render:COUNT (render:40000) or a folder of pictures")
+    from lace_trainer.faces.pictures import rendered
+
+    return rendered(int(count), size, seed, directory)[0]
 
 
 def score_gan(options: argparse.Namespace, report: Report) -> dict:
@@ -165,9 +182,12 @@ def open_judge(options: argparse.Namespace):
 def reference_of(judge, pictures: np.ndarray | None, count: int, cache: Path | None) -> np.ndarray:
     """Features of a folder's pictures (n, R, R, 3), or of fresh faces of the renderer."""
     from lace_trainer.gan.score import data_features
-    from lace_trainer.judges.metrics import reference_features
 
-    return reference_features(judge, count, cache=cache) if pictures is None else data_features(judge, pictures, count)
+    if pictures is not None:
+        return data_features(judge, pictures, count)
+    from lace_trainer.faces.pictures import reference_features
+
+    return reference_features(judge, count, cache=cache)
 
 
 def score_of(parts, judge, reference: np.ndarray, count: int, options: argparse.Namespace, report: Report) -> dict:
