@@ -58,7 +58,8 @@ def record(
     line = {"pictures": training.pictures, "seconds": round(training.seconds, 1), "rate": round(rate, 1),
             **{k: round(v, 4) for k, v in report.items()}}
     log.info(to_json(line, indent=None))
-    append_lines(directory / "log.jsonl", to_json({**line, "machine": device_name(training.device)}, indent=None) + "\n")
+    entry = {**line, "machine": device_name(training.device)}
+    append_lines(directory / "log.jsonl", to_json(entry, indent=None) + "\n")
 
 
 def save_best(training: Training, path: Path) -> None:
