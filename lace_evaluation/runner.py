@@ -76,7 +76,7 @@ def settings_of(sampler: Sampler, eyes: Eyes, *, count: int, seed: int, label: i
         for name, a in sampler.bundle.attributes.items()
     }
     return {
-        "protocol": PROTOCOL, "count": count, "seed": seed, "label": label, "truncation": sampler.truncation,
+        "protocol": PROTOCOL, "count": count, "seed": seed, "label": label, "truncation": sampler.starts.truncation,
         "attributes": attributes, "judge": eyes.judge_facts["hash"], "identity": eyes.identity_facts["hash"],
     }
 
