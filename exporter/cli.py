@@ -19,15 +19,17 @@ from engine.cli.console import (
     require,
     write_json,
 )
-from engine.cli.options import finite, tolerance
+from engine.cli.options import real
 from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
+from engine.sampler import find_bundle
 from engine.verify import Check
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")  # onnxruntime: the exam at the end
-EPILOG = f"""where --gan is a bundle already, the heads are added to it and the generator is not exported again
-(give a new --out, or --overwrite to replace the bundle itself); with --tensorrt and no --heads, plans are built into
-the bundle that is there, which does not change its content
+EPILOG = f"""parts that a training wrote (heads of lace-train, or of LACE) are added to a bundle with
+--bundle B --add PART... --out B2: a new bundle, with its exam and hashes; B itself is never changed
+
+with --tensorrt and a bundle alone (--bundle B), plans are built for the bundle and kept in this machine's cache
 
 targets of --tensorrt: sm80, sm86, sm89, sm120, sm121 (TensorRT-RTX; needs no GPU), gpu (TensorRT, for the GPU of this
 machine); without one: what the installed of the two can do
@@ -43,13 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--gan", metavar="FILE", required=True, help="checkpoint of a StyleGAN2 or StyleGAN3 generator, or a bundle")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--gan", metavar="FILE", help="checkpoint of a StyleGAN2 or StyleGAN3 generator")
+    source.add_argument("--bundle", metavar="DIR", help="a bundle that parts are added to, or demo")
     add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
-        help="checkpoints of attribute heads, or boundaries of InterFaceGAN (.npy)")
+        help="with --gan: files of attribute heads, or boundaries of InterFaceGAN (.npy)")
+    add("--add", metavar="PART", nargs="+", action="extend", default=[], help="with --bundle: files of parts")
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
-    add("--truncation", metavar="PSI", type=finite, help="default truncation of requests (0.7)")
-    add("--guidance", metavar="X", type=tolerance, help="default factor of a condition's log p (1)")
+    add("--truncation", metavar="PSI", type=real, help="default truncation of requests (0.7)")
+    add("--guidance", metavar="X", type=real, help="default factor of a condition's log p (1)")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
     add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
     add("--labels", metavar="FILE", help="names of the heads' attributes and classes")
@@ -71,13 +76,18 @@ class Progress:
             self.console.print(f"{self.phase:<24}{now - self.start:7.1f} s")
         self.phase, self.start = phase, now
 
+    def note(self, text: str) -> None:
+        self.console.say(f"note: {text}")
+
 
 def run(options: argparse.Namespace) -> int:
     progress = Progress(Terminal(stderr=True))
     # A target that cannot be built for is refused before the export, which takes a minute.
     targets = [] if options.tensorrt is None else resolve(options.tensorrt)
-    is_made = options.tensorrt is not None and not options.heads and (Path(options.gan) / MANIFEST).is_file()
-    bundle = opened(options) if is_made else exported(options, progress)
+    is_bundle = options.bundle is not None or (Path(options.gan) / MANIFEST).is_file()
+    is_made = is_bundle and options.tensorrt is not None and not (options.heads or options.add)
+    make = extended if options.bundle else exported
+    bundle = opened(options) if is_made else make(options, progress)
     if targets:
         progress("plans")
     plans = build_ahead(bundle, targets)
@@ -98,23 +108,41 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
+def extended(options: argparse.Namespace, progress: Progress) -> Bundle:
+    """A new bundle with more parts."""
+    from exporter.export import add_parts
+
+    refuse_given(options, ("name", "truncation", "precision", "noise", "heads"),
+                 "does not go with --bundle, which keeps its generator as it is (heads are parts: --add)")
+    if options.out is None:
+        raise BundleError("--out is missing: parts are added in a new bundle, never in place")
+    return add_parts(options.bundle, options.add, out=options.out, labels=options.labels, guidance=options.guidance,
+                     overwrite=options.overwrite, progress=progress)
+
+
 def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
+    # Before the work, which takes a minute and ends with an exam on ONNX Runtime.
     require("export", *PACKAGES)
     from exporter.export import export
 
+    refuse_given(options, ("add",), "goes with --bundle: a generator's heads are given with --heads")
+    if (Path(options.gan) / MANIFEST).is_file():
+        progress.note("--gan with a bundle is deprecated and will go in 0.3: use --bundle B --add PART... --out B2")
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
                   guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,
                   labels=options.labels, overwrite=options.overwrite, progress=progress)
 
 
 def opened(options: argparse.Namespace) -> Bundle:
-    """The bundle that plans are added to; what would change it cannot be asked for at the same time."""
-    names = ("out", "name", "truncation", "guidance", "precision", "noise", "labels", "overwrite")
-    given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
-    if given:
-        raise BundleError(f"{', '.join(given)}: {options.gan} is a bundle already, and without --heads only its plans "
-                          "are built, in place")
-    return Bundle(options.gan)
+    """The bundle that plans are built for; what would change it cannot be asked for at the same time."""
+    refuse_given(options, ("out", "name", "truncation", "guidance", "precision", "noise", "labels", "overwrite"),
+                 "changes nothing where only plans are built: leave it out, or add parts with --add")
+    return find_bundle(options.bundle or options.gan)
+
+
+def refuse_given(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    if given := [f"--{name}" for name in names if getattr(options, name) not in (None, False, [])]:
+        raise BundleError(f"{', '.join(given)}: {why}")
 
 
 def report(bundle: Bundle, console: Terminal) -> None:

@@ -71,31 +71,50 @@ class HeadAttribute:
     range: tuple[float, float] = (0.0, 1.0)
     layers: tuple[int, ...] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
+
+
+Layers = tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharpStack:
+    """A head's stack for probabilities, with the facts of its calibration. See engine.bundle.Sharp.
+
+    layers        as in HeadStack; temperatures are contained in the last one
+    calibrated    whether temperatures and errors come from held-out latents
+    temperature   by attribute: what its logits were divided by
+    ece           by attribute and psi ("0.7"): expected calibration error
+    """
+
+    layers: Layers
+    calibrated: bool = False
+    temperature: Mapping[str, float] = field(default_factory=dict)
+    ece: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadStack:
     """Dense layers from a latent ('w' or 'z') to logits: leaky ReLU 0.2 between them, none behind the last.
 
-    ``layers``: (weight (out, in), bias (out,)) float32, first layer first.
+    layers   (weight (out, in), bias (out,)) float32, first layer first: smooth, for flows. Empty where the stack only
+             brings a sharp one to a head that a bundle has already
+    sharp    a second stack with the same inputs and logits, for probabilities
     """
 
     name: str
     space: str
-    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    layers: Layers
     attributes: tuple[HeadAttribute, ...]
+    sharp: SharpStack | None = None
 
     def __post_init__(self):
         check(self.space in ("w", "z"), f"the head {self.name!r} is on the space {self.space!r}; expected w or z")
-        check(bool(self.layers), f"the head {self.name!r} has no layers")
-        before = None
-        for i, (weight, bias) in enumerate(self.layers):
-            fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and before in (None, weight.shape[1])
-            check(fits, f"layer {i} of the head {self.name!r} has weights {weight.shape} and biases {bias.shape}, "
-                        f"which do not fit what comes before")
-            finite = np.isfinite(weight).all() and np.isfinite(bias).all()
-            check(bool(finite), f"layer {i} of the head {self.name!r} holds NaN or infinite numbers")
-            before = weight.shape[0]
+        stacks = [layers for layers in (self.layers, self.sharp and self.sharp.layers) if layers]
+        check(bool(stacks), f"the head {self.name!r} has no layers")
+        ends = {check_layers(self.name, layers) for layers in stacks}
+        check(len(ends) == 1, f"the two stacks of the head {self.name!r} differ in their inputs or logits: {ends}")
+        ((_, before),) = ends
         names = [attribute.name for attribute in self.attributes]
         check(len(set(names)) == len(names) > 0, f"the head {self.name!r} has no attributes, or two of one name")
         end = 0
@@ -104,6 +123,20 @@ class HeadStack:
             check(attribute.columns[0] == end, f"the attribute {attribute.name!r} does not start at logit {end}")
             end = attribute.columns[1]
         check(end == before, f"the head {self.name!r} gives {before} logits; its attributes take {end}")
+
+
+def check_layers(name: str, layers: Layers) -> tuple[int, int]:
+    """Layers fit each other and are finite; the widths of the input and of the logits."""
+    before = None
+    for i, (weight, bias) in enumerate(layers):
+        fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and before in (None, weight.shape[1])
+        check(fits, f"layer {i} of the head {name!r} has weights {weight.shape} and biases {bias.shape}, "
+                    f"which do not fit what comes before")
+        finite = np.isfinite(weight).all() and np.isfinite(bias).all()
+        check(bool(finite), f"layer {i} of the head {name!r} holds NaN or infinite numbers")
+        before = weight.shape[0]
+    assert before is not None
+    return layers[0][0].shape[1], before
 
 
 def check(condition: bool, message: str) -> None:
@@ -121,6 +154,8 @@ def check_attribute(attribute: HeadAttribute) -> None:
     if attribute.kind == "value":
         check(width == 1 and not attribute.classes, f"the attribute {name!r} is a number, but takes {width} logits")
         check(attribute.sigma > 0, f"the attribute {name!r} has sigma {attribute.sigma}; expected a positive number")
+        is_positive = attribute.tolerance is None or 0 < attribute.tolerance < float("inf")
+        check(is_positive, f"the attribute {name!r} has the tolerance {attribute.tolerance}; expected a positive one")
         check(attribute.range[0] < attribute.range[1], f"the attribute {name!r} has an empty range {attribute.range}")
     else:
         check(width == len(attribute.classes) >= 2,
@@ -333,20 +368,39 @@ def from_boundary(normal: np.ndarray, stem: str, wishes: dict[str, dict], space:
 
 
 def from_safetensors(data: bytes, wishes: dict[str, dict]) -> HeadStack:
-    """Tensors {i}.weight, {i}.bias; metadata ``lace_head``: JSON of name, space and attributes."""
+    """Tensors {i}.weight, {i}.bias, and sharp.{i}.weight, sharp.{i}.bias of a second stack.
+
+    Metadata ``lace_head``: JSON of name, space, attributes and, with a second stack, ``sharp``.
+    """
     text = safetensors_metadata(data).get(METADATA)
     if not isinstance(text, str):
         raise CheckpointError(f"the file has no {METADATA!r} in its metadata: it is no head of lace-train")
     tensors = safetensors.numpy.load(data)
     header = json.loads(text)
-    count = len(tensors) // 2
-    expected = {f"{i}.{leaf}" for i in range(count) for leaf in ("weight", "bias")}
-    if set(tensors) != expected or not count:
-        raise CheckpointError(f"its tensors are {named_list(list(tensors)) or 'none'}; expected 0.weight, 0.bias, ...")
-    layers = tuple((np.array(tensors[f"{i}.weight"], np.float32), np.array(tensors[f"{i}.bias"], np.float32))
-                   for i in range(count))
+    smooth, sharp = take_layers(tensors, ""), take_layers(tensors, "sharp.")
+    if tensors or not (smooth or sharp):
+        raise CheckpointError(f"its tensors are not 0.weight, 0.bias, ... alone: {named_list(list(tensors)) or 'none'}")
     attributes = tuple(read_attribute(entry, wishes) for entry in header["attributes"])
-    return HeadStack(str(header["name"]), header["space"], layers, attributes)
+    facts = read_sharp(header.get("sharp") or {}, sharp) if sharp else None
+    return HeadStack(str(header["name"]), header["space"], smooth, attributes, facts)
+
+
+def take_layers(tensors: dict[str, np.ndarray], prefix: str) -> Layers:
+    """Remove the layers of one stack from the tensors of a file."""
+    layers = []
+    while (weight := tensors.pop(f"{prefix}{len(layers)}.weight", None)) is not None:
+        bias = tensors.pop(f"{prefix}{len(layers)}.bias", None)
+        if bias is None:
+            raise CheckpointError(f"the tensor {prefix}{len(layers)}.bias is missing")
+        layers.append((np.array(weight, np.float32), np.array(bias, np.float32)))
+    return tuple(layers)
+
+
+def read_sharp(entry: dict, layers: Layers) -> SharpStack:
+    temperature = {str(name): float(value) for name, value in entry.get("temperature", {}).items()}
+    ece = {str(name): {str(psi): float(value) for psi, value in table.items()}
+           for name, table in entry.get("ece", {}).items()}
+    return SharpStack(layers, bool(entry.get("calibrated", False)), temperature, ece)
 
 
 def read_attribute(entry: dict, wishes: dict[str, dict]) -> HeadAttribute:
@@ -356,6 +410,7 @@ def read_attribute(entry: dict, wishes: dict[str, dict]) -> HeadAttribute:
         str(entry["name"]), entry["kind"], tuple(str(text) for text in entry.get("classes", ())),
         (int(first), int(last)), float(entry.get("sigma", 0.1)), _range(entry.get("range", (0.0, 1.0))),
         None if layers is None else tuple(int(i) for i in layers), dict(entry.get("provenance", {})),
+        None if entry.get("tolerance") is None else float(entry["tolerance"]),
     )
     return wished(attribute, wishes)
 
@@ -363,8 +418,13 @@ def read_attribute(entry: dict, wishes: dict[str, dict]) -> HeadAttribute:
 def save_head(path: str | Path, stack: HeadStack) -> None:
     """Write a head as safetensors; the file appears whole or not at all. Raises WriteError."""
     header = {"name": stack.name, "space": stack.space, "attributes": [asdict(a) for a in stack.attributes]}
-    tensors = {}
-    for i, (weight, bias) in enumerate(stack.layers):
-        tensors[f"{i}.weight"] = np.ascontiguousarray(weight, np.float32)
-        tensors[f"{i}.bias"] = np.ascontiguousarray(bias, np.float32)
+    stacks, tensors = {"": stack.layers}, {}
+    if stack.sharp:
+        stacks["sharp."] = stack.sharp.layers
+        header["sharp"] = {"calibrated": stack.sharp.calibrated, "temperature": dict(stack.sharp.temperature),
+                           "ece": {name: dict(table) for name, table in stack.sharp.ece.items()}}
+    for prefix, layers in stacks.items():
+        for i, (weight, bias) in enumerate(layers):
+            tensors[f"{prefix}{i}.weight"] = np.ascontiguousarray(weight, np.float32)
+            tensors[f"{prefix}{i}.bias"] = np.ascontiguousarray(bias, np.float32)
     write_atomically(path, safetensors.numpy.save(tensors, metadata={METADATA: json.dumps(header, sort_keys=True)}))

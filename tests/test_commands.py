@@ -452,10 +452,10 @@ def test_C9_packages_are_looked_for_before_the_work(tmp_path, capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr("exporter.export.export", lambda *_, **__: pytest.fail("worked"))
     assert run(export_command.main, "--gan", "x.pkl") == MISSING_PACKAGE
-    assert "onnxruntime is not installed; install with: pip install 'lace-engine[export]'" in capsys.readouterr().err
+    assert "package 'onnxruntime' is missing; install it with: pip install 'lace-engine[export]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run(train_command.main, "score", "--gan", "x.pkl") == MISSING_PACKAGE
-    assert "torch is not installed; install with: pip install 'lace-engine[train]'" in capsys.readouterr().err
+    assert "package 'torch' is missing; install it with: pip install 'lace-engine[train]'" in capsys.readouterr().err
     assert run(eval_command.main, "demo") == MISSING_PACKAGE
 
 

@@ -1,13 +1,11 @@
 """Which runtime is taken on which device, and how they fit together."""
 
-import shutil
 import sys
 
 import numpy as np
 import pytest
 
 from engine import BackendError, Sampler
-from engine.bundle import Bundle
 from engine.runtimes import AUTO, MissingRuntime, UnfitDevice, compiling, open_runtime, to_pixels
 from engine.sampler import find_bundle
 
@@ -20,11 +18,11 @@ def no_stand_in_stays():
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    """A copy of the demo bundle: plans are written into a bundle's folder."""
-    path = tmp_path_factory.mktemp("demo") / "demo.lace"
-    shutil.copytree(find_bundle("demo").path, path, ignore=shutil.ignore_patterns("plans"))
-    return Bundle(path)
+def bundle(tmp_path_factory):
+    """The demo bundle, with an empty cache of plans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACE_PLANS", str(tmp_path_factory.mktemp("plans")))
+        yield find_bundle("demo")
 
 
 def test_auto_takes_the_first_that_is_installed_and_knows_the_gpu(bundle, monkeypatch):

@@ -49,8 +49,9 @@ def exported(tmp_path_factory) -> Bundle:
 
 
 @pytest.fixture
-def bundle(exported, tmp_path) -> Bundle:
-    """A copy: its cache of plans is empty."""
+def bundle(exported, tmp_path, monkeypatch) -> Bundle:
+    """A copy whose folder of plans is trusted, and empty."""
+    monkeypatch.setenv("LACE_PLANS", str(tmp_path / "tiny.lace" / "plans"))
     shutil.copytree(exported.path, tmp_path / "tiny.lace")
     return Bundle(tmp_path / "tiny.lace")
 

@@ -78,7 +78,9 @@ def has_clusters(device: Device) -> bool:
 def compile_probes(target: str) -> tuple[bytes, bytes]:
     """All probes but the loop, and the loop."""
     texts, options = {PROBES.name: PROBES.read_text()}, (*OPTIONS, f"--gpu-architecture={target}")
-    return compile_source(PROBES.name, texts, options).cubin, compile_source(PROBES.name, texts, (*options, "-DLOOP")).cubin
+    built = (compile_source(PROBES.name, texts, given) for given in (options, (*options, "-DLOOP")))
+    plain, loop = (each.cubin for each in built)
+    return plain, loop
 
 
 def configured(device: Device, grid: int, block: int, *, shared: int = 0, cluster: int = 0, cooperative: bool = False):

@@ -106,7 +106,7 @@ class NativeSolving(Solving):
 
     def __init__(self, bundle: Bundle, threads: int, precision: str):
         g, half = bundle.generator, PRECISIONS[precision]
-        heads = {name: head.space == "z" for name, head in bundle.heads.items()}
+        heads = {name: stack.space == "z" for name, stack in bundle.stacks.items()}
         try:
             self.network = CpuNetwork(bundle.field, heads, g.z_dim, g.w_dim, threads=threads, half=half,
                                       normalise=g.normalise)

@@ -17,9 +17,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 from numpy import ndarray as Array
 
-from engine.bundle import Bundle
+from engine.bundle import FIELD, Bundle
 from engine.errors import BackendError
 from engine.forks import abandon, remember
+from engine.onnx_file import read_bytes
+from engine.onnx_rewrite import inline_weights, widen
 from engine.runtimes import ALL, Drawing, Linearise, MissingRuntime, Runtime, Solving
 from engine.runtimes.decoding import IMAGE, ROWS, Buffers, Pictures, noise_sides, picture_precision, sizes
 from engine.runtimes.packages import check_onnxruntime, cuda_advice
@@ -45,6 +47,7 @@ class GraphField:
         self.graphs, self.space = graphs, space
         self.feeds: dict[str, Array] = {}
         self.normalise = graphs.bundle.generator.normalise
+        self.has_seeds_by_row = graphs.bundle.manifest.format[0] >= 2
         has_it = graphs.device == "cpu" and space.is_mapped and "linearise" in graphs.bundle.manifest.graphs
         self.linearise: Linearise | None = self.run_linearise if has_it else None
 
@@ -71,8 +74,10 @@ class GraphField:
         w = self.map(z, psi, label) if self.space.is_mapped else z
         found = {}
         for name, seeds in heads.items():
-            x = w if self.graphs.bundle.heads[name].space == "w" else z
+            x = w if self.graphs.bundle.stacks[name].space == "w" else z
             x = x[some[name]] if name in some else x
+            if self.has_seeds_by_row:
+                seeds = np.ascontiguousarray(np.broadcast_to(seeds, (len(x), *seeds.shape)))
             answer = self.graphs.run(f"head.{name}", {"x": x, "seeds": seeds})
             found[name] = answer["logits"], answer["slopes"]
         return w, found
@@ -136,9 +141,29 @@ def load_libraries() -> None:
         ort.preload_dlls()
 
 
-def open_session(path: Path, threads: int, cuda: Mapping[str, Any] | None = None) -> Session:
+def graph_content(bundle: Bundle, graph: str, *, has_bf16: bool) -> Path | bytes:
+    """What a session is opened from: the graph's path, or its bytes where ONNX Runtime could not do with the file.
+
+    It follows no symbolic link to weights, such as those of the Hugging Face Hub's cache, and its CPU provider has no
+    bfloat16: such a synthesis is computed in float32, with its rounded weights.
+    """
+    path = bundle.graph(graph)
+    if not has_bf16 and bundle.manifest.graphs[graph].get("precision") == "bf16":
+        return widen(read_bytes(path))
+    if bundle.is_linked and graph != "synthesis":
+        return inline_weights(read_bytes(path), bundle.places[FIELD].read_bytes())
+    return path
+
+
+def in_short(error: Exception) -> str:
+    """A message of ONNX Runtime in one line."""
+    return " ".join(str(error).split())[:400]
+
+
+def open_session(graph: Path | bytes, threads: int, cuda: Mapping[str, Any] | None = None, name: str = "") -> Session:
     """A session on the CPU provider; on the CUDA provider, and on that alone, where its options are given.
 
+    name   of a graph that is given as bytes, for errors
     Raises BackendError: whatever cannot run on the provider that was asked for does not run.
     """
     options = ort.SessionOptions()
@@ -155,9 +180,10 @@ def open_session(path: Path, threads: int, cuda: Mapping[str, Any] | None = None
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         providers = [(CUDA, {name: str(value) for name, value in cuda.items()})]
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        source = str(graph) if isinstance(graph, Path) else graph
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises many private types
-        raise BackendError(f"onnxruntime {VERSION} cannot open {path}: {error}") from error
+        raise BackendError(f"onnxruntime {VERSION} cannot open {name or graph}: {in_short(error)}") from error
     if cuda is not None and CUDA not in session.get_providers():
         raise BackendError(f"onnxruntime {VERSION} could not start its {CUDA}: are the CUDA 13 libraries and "
                            "the NVIDIA driver there? See: pip install 'lace-engine[gpu]'")
@@ -220,7 +246,11 @@ class Graphs:
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         session, names = self.session(graph)
-        return dict(zip(names, session.run(names, feeds), strict=True))
+        try:
+            return dict(zip(names, session.run(names, feeds), strict=True))
+        except Exception as error:  # onnxruntime raises many private types
+            raise BackendError(f"onnxruntime {VERSION} cannot run the graph {graph!r} of {self.bundle.path}: "
+                               f"{in_short(error)}") from error
 
     def session(self, graph: str) -> tuple[Session, list[str]]:
         """The session of a graph with its outputs' names."""
@@ -232,7 +262,8 @@ class Graphs:
 
     def open(self, graph: str) -> Session:
         options = cuda_options() if self.device == "cuda" else None
-        return open_session(self.bundle.graph(graph), self.threads, options)
+        content = graph_content(self.bundle, graph, has_bf16=self.device == "cuda")
+        return open_session(content, self.threads, options, str(self.bundle.graph(graph)))
 
 
 class OnnxSolving(Solving):

@@ -52,7 +52,11 @@ class OpenVinoDrawing(Drawing):
             request = self.idle.pop()
         except IndexError:
             request = model.create_infer_request()
-        (image,) = request.infer(dict(feeds), share_inputs=True).values()
+        try:
+            (image,) = request.infer(dict(feeds), share_inputs=True).values()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:400]
+            raise BackendError(f"openvino {self.version} cannot draw with {self.bundle.path}: {reason}") from error
         self.idle.append(request)
         return image
 
@@ -71,7 +75,8 @@ class OpenVinoDrawing(Drawing):
             model.reshape({node.get_any_name(): [1, *list(node.get_partial_shape())[1:]] for node in model.inputs})
             return self.core.compile_model(model, "CPU", self.options)
         except RuntimeError as error:
-            raise BackendError(f"openvino {self.version} cannot open {path}: {error}") from error
+            reason = " ".join(str(error).split())[:400]
+            raise BackendError(f"openvino {self.version} cannot open {path}: {reason}") from error
 
     def noise_inputs(self) -> dict[str, int]:
         inputs = {node.get_any_name(): node.shape[-1] for node in self.compiled().inputs}

@@ -21,8 +21,8 @@ class ReferenceField:
     def __init__(self, bundle: Bundle, space: Space):
         self.space, self.normalise = space, bundle.generator.normalise
         self.tensors = {name: tensor.astype(np.float64) for name, tensor in bundle.field.items()}
-        self.stacks = {name: twin.layers(self.tensors, f"head.{name}") for name in bundle.heads}
-        self.spaces = {name: head.space for name, head in bundle.heads.items()}
+        self.stacks = {name: twin.layers(self.tensors, f"head.{name}") for name in bundle.stacks}
+        self.spaces = {name: stack.space for name, stack in bundle.stacks.items()}
         self.z = self.psi = np.empty((0, 0))
         self.hidden: list[Array] = []
 
