@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     progress = Progress(Terminal(stderr=True))
     # A target that cannot be built for is refused before the export, which takes a minute.
     targets = [] if options.tensorrt is None else resolve(options.tensorrt)
-    is_bundle = options.bundle is not None or (Path(options.gan) / MANIFEST).is_file()
+    is_bundle = options.bundle is not None or holds_bundle(options.gan)
     is_made = is_bundle and options.tensorrt is not None and not (options.heads or options.add)
     make = extended if options.bundle else exported
     bundle = opened(options) if is_made else make(options, progress)
@@ -108,6 +108,13 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
+def holds_bundle(path: str) -> bool:
+    try:
+        return (Path(path) / MANIFEST).is_file()
+    except (OSError, ValueError):  # a name that no file can have; who opens it says so
+        return False
+
+
 def extended(options: argparse.Namespace, progress: Progress) -> Bundle:
     """A new bundle with more parts."""
     from exporter.export import add_parts
@@ -126,7 +133,7 @@ def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
     from exporter.export import export
 
     refuse_given(options, ("add",), "goes with --bundle: a generator's heads are given with --heads")
-    if (Path(options.gan) / MANIFEST).is_file():
+    if holds_bundle(options.gan):
         progress.note("--gan with a bundle is deprecated and will go in 0.3: use --bundle B --add PART... --out B2")
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
                   guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,
