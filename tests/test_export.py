@@ -267,6 +267,7 @@ def files(tmp_path, monkeypatch):
     for name, options in (("smile", {}), ("wide", {"widths": (7, 5, 4, 3)}), ("hat-fur", {"logits": 4})):
         (tmp_path / f"{name}.pt").write_bytes(checkpoints.torch_bytes(checkpoints.lace_head(**options)[0]))
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("an empty folder may be filled")
     (tmp_path / "folder" / "of somebody").write_text("x")  # an empty one may become the bundle
     (tmp_path / "text").write_text("x")
     (tmp_path / "empty").write_text("")
@@ -348,7 +349,7 @@ def test_C9_a_package_that_is_missing_is_told_before_the_work(files, capsys, mon
     monkeypatch.setattr("engine.cli.console.find_spec", lambda name: None if name == package else found(name))
     monkeypatch.setattr(exporting, "load_generator", raising(AssertionError("the work began")))
     assert cli.main(["--gan", "net.pt"]) == 3
-    assert f"{package} is not installed; install with: pip install" in capsys.readouterr().err
+    assert f"the package {package!r} is missing; install it with: pip install 'lace-engine[export]'" in capsys.readouterr().err
 
 
 def test_C9_the_extra_for_the_export_holds_every_package_of_it():

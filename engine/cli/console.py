@@ -6,13 +6,13 @@ Whatever is printed goes through ``Terminal``: no name or path can mark text up 
 import argparse
 import difflib
 import errno
-import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import IO, Any, NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -180,7 +180,7 @@ def require(extra: str, *packages: str) -> None:
 
 
 def is_installed(package: str) -> bool:
-    return sys.modules.get(package, ...) is not None and importlib.util.find_spec(package) is not None
+    return sys.modules.get(package, ...) is not None and find_spec(package) is not None
 
 
 class MissingPackage(MissingRuntime):
