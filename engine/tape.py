@@ -197,7 +197,7 @@ def satisfied(
             case Is(name, choice):
                 attribute = _find(name, attributes)
                 if attribute.kind == "class":
-                    return np.argmax(logits[name], axis=1) == _class_index(attribute, choice)
+                    return np.argmax(logits[name], axis=1) == class_index(attribute, choice)
                 return np.abs(logits[name][:, 0] - _target(attribute, choice)) <= tolerance
             case Within(name, low, high):
                 _require_value(_find(name, attributes), part)
@@ -291,7 +291,7 @@ def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
         column = _column(draft, attribute, 0)
         _leaf(draft, "not_value" if negated else "value", column, values=(target, 1.0 / attribute.sigma))
         return
-    index, count = _class_index(attribute, leaf.choice), len(attribute.classes)
+    index, count = class_index(attribute, leaf.choice), len(attribute.classes)
     if count == 2 and negated:  # not one class of two is the other, exactly
         index, negated = 1 - index, False
     if count == 2 and attribute.name not in draft.raw and draft.temperature == 1:
@@ -367,7 +367,8 @@ def _find(name: str, attributes: Mapping[str, Attribute]) -> Attribute:
     return attributes[name]
 
 
-def _class_index(attribute: Attribute, choice: str | float | None) -> int:
+def class_index(attribute: Attribute, choice: str | float | None) -> int:
+    """Of a class by its name or number; None is the last one. Raises ConditionError for one that is not there."""
     name, classes = attribute.name, attribute.classes
     if choice is None:
         return len(classes) - 1

@@ -17,6 +17,7 @@ from engine.reference.tape import evaluate as interpret
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from lace_evaluation.nearness import Widest, widest
+from lace_evaluation.questions import SHOWN
 from lace_evaluation.sharp import SharpHeads
 from lace_evaluation.store import Cell, Store
 from lace_trainer.faces import ATTRIBUTES
@@ -24,8 +25,6 @@ from lace_trainer.faces.pictures import reference_features
 from lace_trainer.judges import metrics
 from lace_trainer.judges.classifier import Classifier
 
-TOLERANCE = 0.1  # within which a single picture meets a value
-SHOWN = 8  # pictures of a cell that are kept for the sheets
 CHUNK = 256  # pictures in memory at once
 POOL, MOST_POOL = 80, 20_000  # plain samples for every row of a cell, and at most
 POOL_SEED = 2**40  # added to the seed: the pool shares no sample with the rows of the cells
