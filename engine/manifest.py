@@ -348,8 +348,8 @@ def check_records(manifest: Manifest) -> None:
         if len({entry.name for entry in entries}) < len(entries):
             raise BundleError(f"two {what} have the same name")
     if manifest.format[0] >= 2 and not g.mapping_layers and (g.labels or g.z_dim != g.w_dim):
-        raise BundleError("a generator without a mapping has a w that is its z: expected no labels, no normalisation "
-                          "and z_dim equal to w_dim")
+        raise BundleError("a generator without a mapping has a w that is its z: expected no labels, and "
+                          "z_dim equal to w_dim")
     for head in manifest.heads:
         if head.widths[0] != (g.w_dim if head.space == "w" else g.z_dim):
             raise BundleError(f"head {head.name!r} with widths {head.widths} does not read from w or z")

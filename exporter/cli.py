@@ -19,7 +19,7 @@ from engine.cli.console import (
     require,
     write_json,
 )
-from engine.cli.options import finite, tolerance
+from engine.cli.options import real
 from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
 from engine.sampler import find_bundle
@@ -37,7 +37,6 @@ machine); without one: what the installed of the two can do
 {EXIT_CODES}"""
 
 
-
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="lace-export",
@@ -49,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--gan", metavar="FILE", help="checkpoint of a StyleGAN2 or StyleGAN3 generator")
     source.add_argument("--bundle", metavar="DIR", help="a bundle that parts are added to, or demo")
-    add("--heads", metavar="FILE", nargs="+", action="extend", default=[], 
+    add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
         help="with --gan: files of attribute heads, or boundaries of InterFaceGAN (.npy)")
     add("--add", metavar="PART", nargs="+", action="extend", default=[], help="with --bundle: files of parts")
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
-    add("--truncation", metavar="PSI", type=finite, help="default truncation of requests (0.7)")
-    add("--guidance", metavar="X", type=tolerance, help="default factor of a condition's log p (1)")
+    add("--truncation", metavar="PSI", type=real, help="default truncation of requests (0.7)")
+    add("--guidance", metavar="X", type=real, help="default factor of a condition's log p (1)")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
     add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
     add("--labels", metavar="FILE", help="names of the heads' attributes and classes")

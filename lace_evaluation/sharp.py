@@ -75,7 +75,7 @@ class PosteriorSampler:
     def open(cls, open_sampler, heads: SharpHeads, settings: Settings | None = None) -> "PosteriorSampler":
         return cls(open_sampler(), open_sampler(solver=GaussNewton(steps=NEWTON)), heads, settings)
 
-    def lowered(self, condition) -> Tape:
+    def lower(self, condition) -> Tape:
         attributes = self.flow.bundle.attributes
         if condition not in self.tapes:
             self.tapes[condition] = (lower(condition, attributes) if self.settings.confidence is None else
@@ -90,7 +90,7 @@ class PosteriorSampler:
                             truncation=requests[row].truncation) for row, start in zip(rows, z, strict=True)]
             return np.stack([end.z for end in self.near.solve(near) if end.z is not None]).astype(np.float32)
 
-        wishes = [Wish(self.lowered(r.expression), self.flow.psi(r), r.label or 0) for r in requests]
+        wishes = [Wish(self.lower(r.expression), self.flow.starts.psi(r), r.label or 0) for r in requests]
         return BundleWorld(self.flow.bundle.field, self.heads.stacks, wishes, g.z_dim, towards=towards)
 
     def solve(self, requests: Sequence[Request]) -> tuple[list[Sample], Ends, float]:

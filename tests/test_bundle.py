@@ -171,6 +171,19 @@ def test_a_graph_that_is_not_there_is_refused_with_those_that_are(whole):
         whole.graph("synthesis")
 
 
+def test_a_generator_without_a_mapping_is_a_bundle_too(tmp_path):
+    """Its w is its z: no layers, nothing normalised; its graphs are checked like the others."""
+    bundle = random_world(tmp_path / "b", dim=8, layers=0, normalise=False, graphs=True)
+    facts = bundle.generator
+    assert (facts.mapping_layers, facts.normalise, facts.z_dim) == (0, False, facts.w_dim)
+    assert not [name for name in bundle.field if name.endswith(".weight") and name.startswith("mapping")]
+    for change in ({"w_dim": 9}, {"labels": 2}):
+        copied = shutil.copytree(bundle.path, tmp_path / str(change))
+        alter(copied, lambda body, change=change: body["generator"].update(change))
+        with pytest.raises(BundleError, match="a generator without a mapping has a w that is its z"):
+            Bundle(copied)
+
+
 def test_records_check_themselves():
     with pytest.raises(BundleError, match="one logit"):
         Attribute("age", "value", "age", (0, 2))

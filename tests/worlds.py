@@ -8,8 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from engine.bundle import FIELD, GOLDEN, Attribute, Bundle, GeneratorFacts, Head, Manifest, write_manifest, writing
-from engine.reference import field as twin
-from engine.reference.answers import twin_answers
+from engine.reference.answers import golden_answers
 from exporter.field_graphs import write_field_graphs
 
 
@@ -57,17 +56,6 @@ def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[
             manifest = replace(manifest, graphs=write_field_graphs(folder, facts, heads))
         write_manifest(folder, manifest)
     return Bundle(path)
-
-
-def golden_answers(tensors: dict, heads: list[Head], facts: GeneratorFacts) -> dict[str, np.ndarray]:
-    """By the numpy definition of the field: a row without and one with truncation."""
-    rng = np.random.default_rng(1)
-    given = {"z": rng.standard_normal((2, facts.z_dim)).astype(np.float32), "psi": np.array([[1], [0.7]], np.float32)}
-    if facts.labels:
-        given["label"] = np.array([0, facts.labels - 1])
-    w, _ = twin.mapping(tensors, given["z"], given["psi"], given.get("label"))
-    stacks = {name for head in heads for name in (head.name, *([f"{head.name}.sharp"] if head.sharp else ()))}
-    return given | {"mapping.w": w.astype(np.float32)} | twin_answers(tensors, heads, stacks, given)
 
 
 def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, labels: int = 0, z_head: bool = False,

@@ -212,7 +212,7 @@ def into_set(world: World, seeds: Sequence[int], settings: Settings, rows: Array
         part = np.flatnonzero(running)
         if not len(part):
             break
-        own = [seeds[i] for i in part]
+        own = [seeds[i] for i in part.tolist()]
         chance = chances(own, [STEP_STREAM + step] * len(part), 2)
         noise = normals_many(own, [STEP_STREAM + step] * len(part), world.noise_dim)
         trial = proposal(x[part], noise, sizes(chance[:, 1]))
