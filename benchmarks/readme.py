@@ -1,8 +1,8 @@
 """Write the numbers of the README and the docs from benchmarks/results:  python -m benchmarks.readme [--check]
 
-The files come from benchmarks/config_f.py, benchmarks/soak.py, from lace-eval (its report.json, under any name) and, as
-JSON lines, from benchmarks/run.py. Each page has one section between two markers, in which no number is typed by hand.
-The tables of speed are pages of their own, which benchmarks.report writes.
+The files come from benchmarks/config_f.py, soak.py and kills.py, from lace-eval (its report.json, under any name) and,
+as JSON lines, from benchmarks/run.py. Each page has one section between two markers, in which no number is typed by
+hand. The tables of speed are pages of their own, which benchmarks.report writes.
 """
 
 import argparse
@@ -38,6 +38,7 @@ class Results:
     evaluation: Mapping | None = None
     config_f: Mapping | None = None
     soak: Mapping | None = None
+    kills: Mapping | None = None
     speed: Sequence[Mapping] = ()
 
 
@@ -59,10 +60,12 @@ def read_results(folder: Path) -> Results:
             results.config_f = body
         elif body.get("benchmark") == "soak":
             results.soak = body
+        elif body.get("benchmark") == "kills":
+            results.kills = body
         elif "summary" in body and "judge" in body:
             results.evaluation = body
         else:
-            raise ReadmeError(f"{path} is of none of benchmarks/config_f.py, benchmarks/soak.py and lace-eval")
+            raise ReadmeError(f"{path} is of none of benchmarks/config_f.py, soak.py, kills.py and lace-eval")
     for path in sorted(folder.glob("*.jsonl")):
         results.speed = latest(path)
     return results
@@ -246,10 +249,23 @@ def config_f(results: Results) -> str:
 
 
 def reliability(results: Results) -> str:
-    """The counts and checks of benchmarks/soak.py."""
-    body = results.soak
-    if body is None:
-        return NOTHING
+    """The counts and checks of benchmarks/soak.py, and what the kills of benchmarks/kills.py left."""
+    found = [write(body) for write, body in ((soak, results.soak), (kills, results.kills)) if body is not None]
+    return "\n\n".join(found) or NOTHING
+
+
+def kills(body: Mapping) -> str:
+    kept, cleaned = ("old or absent", "whole new"), ("torn", "not cleaned", "next run failed")
+    rows = [[action, str(found["kills"]), str(found.get("old", 0) + found.get("absent", 0)), str(found["new"]),
+             *(str(found[name]) for name in ("torn", "left_behind", "failed"))]
+            for action, found in body["actions"].items()]
+    lead = paragraph(f"{body['kills']} kills with SIGKILL, half of them after a random time and half at a random "
+                     f"operation on files (`python -m benchmarks.kills`), {where(body)}; commit "
+                     f"{short(body['commit'])}. After each the target was opened, and the action run again.")
+    return f"## Kills at all moments\n\n{lead}\n\n{markdown(['what was killed', 'kills', *kept, *cleaned], rows)}"
+
+
+def soak(body: Mapping) -> str:
     counts, memory = body["counts"], body["memory"]
     names = {"submitted": "accepted", "finished": "finished", "late": "ended by their deadline",
              "cancelled": "cancelled by their caller", "refused": "invalid, refused at once"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import config_f, readme, run, soak
+from benchmarks import config_f, kills, readme, report, run, soak
 from engine.grammar import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ COMMANDS = {
     "lace-eval": "lace_evaluation.cli",
 }
 # Of argparse itself, and of pip.
-OTHER_OPTIONS = {"--help", "--force-reinstall", "--no-deps", "--extra-index-url"}
+OTHER_OPTIONS = {"--help", "--force-reinstall", "--no-deps", "--extra-index-url", "--sanitize"}
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -105,7 +105,8 @@ def test_command_lines_are_understood(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_options_that_are_named_exist(page):
-    parsers = [*map(build_parser, COMMANDS), *(script.build_parser() for script in (config_f, readme, run, soak))]
+    scripts = (config_f, kills, readme, report, run, soak)
+    parsers = [*map(build_parser, COMMANDS), *(script.build_parser() for script in scripts)]
     known = OTHER_OPTIONS.union(*map(options, parsers))
     found = set(re.findall(r"(?<![\w<-])--[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")))
     assert found <= known
@@ -141,7 +142,7 @@ def test_numbers_of_the_pages_are_those_of_the_results():
 
 @pytest.fixture
 def results(tmp_path) -> Path:
-    """A folder of results in which only the evaluation and a failed soak are there."""
+    """A folder of results in which only the evaluation, a failed soak and kills are there."""
     folder = tmp_path / "results"
     folder.mkdir()
     line = {"attributes": 1, "conditions": 4, "least_acc": 0.96, "mean_acc": 0.98, "mean_error": None,
@@ -154,6 +155,9 @@ def results(tmp_path) -> Path:
             "memory": {"warm_mib": 134.0, "end_mib": 141.0}, "checks": {"memory is flat": False},
             "machine": {"cores": 2}}
     (folder / "soak.json").write_text(json.dumps(body))
+    found = {"kills": 50, "old": 30, "new": 19, "torn": 1, "left_behind": 0, "failed": 0}
+    body = {"benchmark": "kills", "kills": 50, "actions": {"overwrite": found}, "machine": {"cores": 2}, "commit": None}
+    (folder / "kills.json").write_text(json.dumps(body))
     return folder
 
 
@@ -172,6 +176,7 @@ def test_numbers_are_written_between_the_markers(tmp_path, results):
     assert "**failed**: memory is flat" in text["README.md"]
     assert "96.0 %" in text[readme.OBEDIENCE]
     assert "| memory is flat | **no** |" in text[readme.RELIABILITY]
+    assert "| overwrite | 50 | 30 | 19 | 1 | 0 | 0 |" in text[readme.RELIABILITY]
     assert readme.NOTHING in text[readme.CONFIG_F]
 
 
