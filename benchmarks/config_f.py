@@ -104,8 +104,7 @@ def start_energies(sampler):
 
     tape = sampler.starts.lower(parse(CONDITION))
     logits = sampler.measure(sampler.solve(None, seeds=range(ROWS)))
-    u = [[float(row[c.attribute][1] - row[c.attribute][0] if c.index is None else row[c.attribute][c.index])
-          for c in tape.columns] for row in logits]
+    u = [[float(column.read(row)) for column in tape.columns] for row in logits]
     logp, _, _ = evaluate(tape.program, np.tile(tape.parameters, (len(u), 1)), np.array(u))
     return -logp
 

@@ -57,6 +57,11 @@ class Column:
     attribute: str
     index: int | None
 
+    def read(self, logits: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The input (...) from raw logits, name -> (..., classes)."""
+        found = logits[self.attribute]
+        return found[..., 1] - found[..., 0] if self.index is None else found[..., self.index]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tape:

@@ -197,8 +197,7 @@ def at_end(sampler: Sampler, samples: Sequence[Sample]) -> list[Sample]:
     found = []
     for sample, read in zip(samples, logits, strict=True):
         tape = sampler.starts.lower(sample.condition, sampler.bundle.spaces[sample.space])
-        u = [read[c.attribute][1] - read[c.attribute][0] if c.index is None else read[c.attribute][c.index]
-             for c in tape.columns]
+        u = [column.read(read) for column in tape.columns]
         logp = interpret(tape.program, tape.parameters[None], np.array([u]))[0] if u else np.zeros(1)
         found.append(replace(sample, energy=0.0 - float(logp[0]), logits=read))
     return found

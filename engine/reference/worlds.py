@@ -69,8 +69,7 @@ class BundleWorld:
         for name in dict.fromkeys(column.attribute for column in columns):
             stack = self.stacks[name]
             found[name] = field.head(stack.layers, w if stack.space == "w" else z)[0][:, slice(*stack.columns)]
-        parts = [found[c.attribute][:, 1] - found[c.attribute][:, 0] if c.index is None
-                 else found[c.attribute][:, c.index] for c in columns]
+        parts = [column.read(found) for column in columns]
         return np.stack(parts, axis=1) if parts else np.empty((len(w), 0))
 
     def approach(self, rows: Array, x: Array) -> Array:
