@@ -107,10 +107,10 @@ def export_to(folder: Path, guidance: float, overwrite: bool = False) -> None:
     export(parts(), [head("smile")], out=folder / "world.lace", guidance=guidance, overwrite=overwrite)
 
 
-def add_heads(folder: Path) -> None:
+def add_head(folder: Path, name: str) -> None:
     from exporter.export import export
 
-    export(folder / "world.lace", [head("hat")], out=folder / "world.lace", overwrite=True)
+    export(folder / "world.lace", [head(name)], out=folder / "world.lace", overwrite=True)
 
 
 # --- small actions ------------------------------------------------------------------------------------------------
@@ -201,7 +201,8 @@ ACTIONS: dict[str, Action] = {
                      (ABSENT, NEW), share=1, again=lambda folder: export_to(folder, 2, True)),
     "overwrite a bundle": Action(lambda folder: export_to(folder, 1), lambda folder: export_to(folder, 2, True),
                                  bundle_state, ("world.lace",), share=1),
-    "add heads in place": Action(lambda folder: export_to(folder, 1), add_heads, bundle_state, ("world.lace",)),
+    "add heads in place": Action(lambda folder: export_to(folder, 1), lambda folder: add_head(folder, "hat"),
+                                 bundle_state, ("world.lace",), again=lambda folder: add_head(folder, "scarf")),
     "sample into a folder": Action(lambda folder: draw(folder, 0), lambda folder: draw(folder, 7), drawn_state,
                                    ("out",)),
     "train with checkpoints": Action(lambda folder: learn(folder, BATCH), learn, learned_state, ("run",)),

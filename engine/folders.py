@@ -262,7 +262,10 @@ def pour_out(whole: Path, target: Path, marker: str) -> None:
             link(path, target / path.name)
     sync(target / marker)
     sync(target)
-    remove(whole)
+    # Not under its name: ``settle`` would pour out what a kill left of it.
+    done = target / f"{WITHIN}{PARTIAL}{os.getpid()}"
+    os.rename(whole, done)
+    remove(done)
 
 
 def link(source: str | os.PathLike, target: str | os.PathLike) -> None:

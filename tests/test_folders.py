@@ -485,6 +485,25 @@ def test_a_volume_whose_filling_was_killed_is_completed_at_the_next_opening(volu
     assert names(volume) == ["content", "lost+found", MARKER, "more"]
 
 
+def test_a_volume_stays_whole_where_the_kill_hits_the_cleaning(volume, monkeypatch):
+    """Found by benchmarks.kills: half a ``.whole`` was poured out again."""
+    remove = folders.remove
+
+    def half(path):
+        if (path / MARKER).exists():
+            (path / MARKER).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "remove", half)
+    with pytest.raises(KeyboardInterrupt):
+        write(volume, "new")
+    monkeypatch.setattr(folders, "remove", remove)
+    recover(volume, MARKER)
+    assert text_of(volume) == "new"
+    write(volume, "newer", overwrite=True)
+    assert names(volume) == ["content", "lost+found", MARKER]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_mount_that_only_the_rename_notices_is_written_into(tmp_path, monkeypatch, overwrite):
     """A bind mount on its own file system looks like any other folder."""
