@@ -51,6 +51,7 @@ class Action:
     look      says which whole state is there: OLD, NEW, ABSENT; or raises, if it is none
     left      the names in the folder after a run that was not killed
     share     of all kills
+    again     the next run, where it is not ``run``
     """
 
     prepare: Callable[[Path], object]
@@ -58,7 +59,8 @@ class Action:
     look: Callable[[Path], str]
     left: tuple[str, ...]
     states: tuple[str, ...] = (OLD, NEW)
-    share: int = 3
+    share: int = 5
+    again: Callable[[Path], object] | None = None
 
 
 # --- a tiny world -------------------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def learned_state(folder: Path) -> str:
 
 ACTIONS: dict[str, Action] = {
     "export": Action(lambda folder: None, lambda folder: export_to(folder, 2), bundle_state, ("world.lace",),
-                     (ABSENT, NEW), share=1),
+                     (ABSENT, NEW), share=1, again=lambda folder: export_to(folder, 2, True)),
     "overwrite a bundle": Action(lambda folder: export_to(folder, 1), lambda folder: export_to(folder, 2, True),
                                  bundle_state, ("world.lace",), share=1),
     "add heads in place": Action(lambda folder: export_to(folder, 1), add_heads, bundle_state, ("world.lace",)),
@@ -302,16 +304,11 @@ def try_action(name: str, kills: int, folder: Path, rng: random.Random) -> dict:
             found["torn"] += 1
             continue
         found[state.read_text()] += 1
-        if os.waitpid(child(lambda: action.run(place) if name != "export" or ready(place) else None), 0)[1]:
+        if os.waitpid(child(lambda: (action.again or action.run)(place)), 0)[1]:
             found["failed"] += 1
         elif sorted(path.name for path in place.iterdir()) != list(action.left):
             found["left_behind"] += 1
     return {**found, "operations": operations, "seconds": seconds}
-
-
-def ready(folder: Path) -> bool:
-    """May an export into the folder run again? Not where the one that was killed had finished its work."""
-    return bundle_state(folder) == ABSENT
 
 
 def import_late(folder: Path) -> None:

@@ -107,6 +107,7 @@ class Draft:
     logic: str
     temperature: float
     raw: frozenset[str] = frozenset()
+    tolerances: Mapping[str, float] | None = None
     program: list[tuple] = field(default_factory=list)
     parameters: list[float] = field(default_factory=list)
     columns: dict[Column, int] = field(default_factory=dict)
@@ -158,6 +159,25 @@ def lower(
     return _finish(draft, sum((scale * part.weight for scale, part in terms if isinstance(part, Near)), 0.0))
 
 
+def lower_crisp(
+    condition: Condition | None, attributes: Mapping[str, Attribute], tolerances: Mapping[str, float]
+) -> Tape:
+    """The tape of a condition in which statements on values are true or false, for engine.reference.probability.
+
+    Product logic. A value that is asked for is met within its tolerance, by name; weights, which are shares of an
+    energy, have no place in a probability and are left out. ConditionError for ``near`` and ``keep``.
+    """
+    draft = Draft(attributes, "product", 1.0, tolerances=tolerances)
+    if condition is not None:
+        if any(isinstance(part, Near | Keep) for _, part in _terms(_check(condition), 1.0)):
+            raise ConditionError(f"{condition} holds on to an anchor, which is no statement that could be true or "
+                                 "false: leave near and keep out, or choose a solver of the flow")
+        _emit(draft, condition)
+    if len(draft.columns) > MAX_COLUMNS:
+        raise ConditionError(f"the condition reads {len(draft.columns)} logits, more than {MAX_COLUMNS}: split it")
+    return _finish(draft, 0.0)
+
+
 def satisfied(
     condition: Condition | None,
     attributes: Mapping[str, Attribute],
@@ -177,7 +197,7 @@ def satisfied(
             case Is(name, choice):
                 attribute = _find(name, attributes)
                 if attribute.kind == "class":
-                    return np.argmax(logits[name], axis=1) == _class_index(attribute, choice)
+                    return np.argmax(logits[name], axis=1) == class_index(attribute, choice)
                 return np.abs(logits[name][:, 0] - _target(attribute, choice)) <= tolerance
             case Within(name, low, high):
                 _require_value(_find(name, attributes), part)
@@ -236,7 +256,8 @@ def _emit(draft: Draft, condition: Condition, negated: bool = False) -> None:
         case Weighted(weight, part):
             # Under a product-logic NOT the weight stays as it is: ~(k * a) = k * ~a, a weight is importance.
             _emit(draft, part, negated)
-            draft.program.append(("weight", _parameters(draft, weight)))
+            if draft.tolerances is None:
+                draft.program.append(("weight", _parameters(draft, weight)))
         case Not(part) if draft.logic == "lace":
             _emit(draft, part)
             draft.program.append(("not",))
@@ -264,10 +285,13 @@ def _join(draft: Draft, kind: str, count: int) -> int:
 def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
     if attribute.kind == "value":
         target = _target(attribute, leaf.choice)
+        if draft.tolerances is not None:
+            slack = draft.tolerances[attribute.name]
+            return _crisp(draft, attribute, target - slack, target + slack, negated)
         column = _column(draft, attribute, 0)
         _leaf(draft, "not_value" if negated else "value", column, values=(target, 1.0 / attribute.sigma))
         return
-    index, count = _class_index(attribute, leaf.choice), len(attribute.classes)
+    index, count = class_index(attribute, leaf.choice), len(attribute.classes)
     if count == 2 and negated:  # not one class of two is the other, exactly
         index, negated = 1 - index, False
     if count == 2 and attribute.name not in draft.raw and draft.temperature == 1:
@@ -282,12 +306,20 @@ def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
 
 def _within(draft: Draft, attribute: Attribute, leaf: Within, negated: bool) -> None:
     _require_value(attribute, leaf)
+    if draft.tolerances is not None:
+        low = float("-inf") if leaf.low is None else leaf.low
+        return _crisp(draft, attribute, low, float("inf") if leaf.high is None else leaf.high, negated)
     column = _column(draft, attribute, 0)
     count = 0
     for bound, sign in ((leaf.low, 1.0), (leaf.high, -1.0)):
         if bound is not None:
             _leaf(draft, "side", column, values=(bound, (-sign if negated else sign) / attribute.sigma))
             count = _join(draft, "or" if negated else "and", count)
+
+
+def _crisp(draft: Draft, attribute: Attribute, low: float, high: float, negated: bool) -> None:
+    column = _column(draft, attribute, 0)
+    _leaf(draft, "outside" if negated else "inside", column, values=(low, high, 1.0 / attribute.sigma))
 
 
 def _keep(draft: Draft, attribute: Attribute, weight: float) -> None:
@@ -335,7 +367,8 @@ def _find(name: str, attributes: Mapping[str, Attribute]) -> Attribute:
     return attributes[name]
 
 
-def _class_index(attribute: Attribute, choice: str | float | None) -> int:
+def class_index(attribute: Attribute, choice: str | float | None) -> int:
+    """Of a class by its name or number; None is the last one. Raises ConditionError for one that is not there."""
     name, classes = attribute.name, attribute.classes
     if choice is None:
         return len(classes) - 1

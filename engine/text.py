@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What Markdown reads as more than itself: marks of emphasis, code, links, tables and HTML; entities; bare addresses;
-# an underscore beside something that is no letter or digit.
-MARKDOWN = re.compile(r"[\\`*<>\[\]|~]|&(?=#?\w+;)|:(?=//)|(?<=www)\.|@|(?<![^\W_])_|_(?![^\W_])")
+# What Markdown reads as more than itself: marks of emphasis, code, links, tables and HTML; a quotation's mark at the
+# start of a word; entities; bare addresses; an underscore beside something that is no letter or digit.
+MARKDOWN = re.compile(r"[\\`*<\[\]|~]|(?<!\S)>|&(?=#?\w+;)|:(?=//)|(?<=www)\.|@|(?<![^\W_])_|_(?![^\W_])")
 BAR = re.compile(r"(\\*)\|")
 
 

@@ -19,7 +19,7 @@ from engine.cli.console import (
     require,
     write_json,
 )
-from engine.cli.options import finite, tolerance
+from engine.cli.options import real
 from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
 from engine.sampler import find_bundle
@@ -37,7 +37,6 @@ machine); without one: what the installed of the two can do
 {EXIT_CODES}"""
 
 
-
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="lace-export",
@@ -49,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--gan", metavar="FILE", help="checkpoint of a StyleGAN2 or StyleGAN3 generator")
     source.add_argument("--bundle", metavar="DIR", help="a bundle that parts are added to, or demo")
-    add("--heads", metavar="FILE", nargs="+", action="extend", default=[], 
+    add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
         help="with --gan: files of attribute heads, or boundaries of InterFaceGAN (.npy)")
     add("--add", metavar="PART", nargs="+", action="extend", default=[], help="with --bundle: files of parts")
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
-    add("--truncation", metavar="PSI", type=finite, help="default truncation of requests (0.7)")
-    add("--guidance", metavar="X", type=tolerance, help="default factor of a condition's log p (1)")
+    add("--truncation", metavar="PSI", type=real, help="default truncation of requests (0.7)")
+    add("--guidance", metavar="X", type=real, help="default factor of a condition's log p (1)")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
     add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
     add("--labels", metavar="FILE", help="names of the heads' attributes and classes")
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     progress = Progress(Terminal(stderr=True))
     # A target that cannot be built for is refused before the export, which takes a minute.
     targets = [] if options.tensorrt is None else resolve(options.tensorrt)
-    is_bundle = options.bundle is not None or (Path(options.gan) / MANIFEST).is_file()
+    is_bundle = options.bundle is not None or holds_bundle(options.gan)
     is_made = is_bundle and options.tensorrt is not None and not (options.heads or options.add)
     make = extended if options.bundle else exported
     bundle = opened(options) if is_made else make(options, progress)
@@ -109,6 +108,13 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
+def holds_bundle(path: str) -> bool:
+    try:
+        return (Path(path) / MANIFEST).is_file()
+    except (OSError, ValueError):  # a name that no file can have; who opens it says so
+        return False
+
+
 def extended(options: argparse.Namespace, progress: Progress) -> Bundle:
     """A new bundle with more parts."""
     from exporter.export import add_parts
@@ -127,7 +133,7 @@ def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
     from exporter.export import export
 
     refuse_given(options, ("add",), "goes with --bundle: a generator's heads are given with --heads")
-    if (Path(options.gan) / MANIFEST).is_file():
+    if holds_bundle(options.gan):
         progress.note("--gan with a bundle is deprecated and will go in 0.3: use --bundle B --add PART... --out B2")
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
                   guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,

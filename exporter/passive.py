@@ -99,7 +99,7 @@ class Budget:
 
     @classmethod
     def of_file(cls, size: int) -> "Budget":
-        """For a file of ``size`` bytes: honest ones need about 2 bytes of memory and 1.1 steps a byte."""
+        """For a file of ``size`` bytes. Generators of 1 MB take up to 1.4 bytes of memory and 1.0 steps a byte."""
         return cls(memory=4 * size + 2**26, work=2 * size + 2**18)
 
     def charge(self, n: int) -> None:

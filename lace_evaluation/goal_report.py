@@ -12,7 +12,8 @@ from engine.pictures import GAP, PAPER, save_png, table, to_image
 from engine.sampler import Sampler
 from engine.text import code, table_row, to_json
 from engine.text import markdown as words_of
-from lace_evaluation.goal import CLASS_GOAL, TOLERANCE, VALUE_GOAL, Result, Score, Summary
+from lace_evaluation.goal import CLASS_GOAL, VALUE_GOAL, Result, Score, Summary
+from lace_evaluation.questions import TOLERANCE
 
 REPORT = "report.json"
 WORDS = {1: "one attribute", 2: "two attributes", 3: "three attributes"}

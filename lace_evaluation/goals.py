@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from engine.text import code
-from lace_evaluation import OURS
+from lace_evaluation import OURS, posterior_report
 from lace_evaluation.conditional import RENDERS
 from lace_evaluation.exceptions import BASELINES, shortfalls
 from lace_evaluation.logic import PRODUCT
@@ -24,7 +24,8 @@ class Goal:
 
 def goals(suites: Mapping[str, dict]) -> list[dict]:
     """Of the suites that were run, ready for JSON."""
-    judges = {"conditional": conditional, "editing": editing, "logic": logic, "solvers": solvers}
+    judges = {"conditional": conditional, "editing": editing, "logic": logic, "solvers": solvers,
+              "posterior": posterior}
     return [asdict(goal) for name, judge in judges.items() if suites.get(name) for goal in judge(suites[name])]
 
 
@@ -102,3 +103,8 @@ def solvers(facts: dict) -> Iterator[Goal]:
             f"{v['nearer']:.0%} of {found['reference']['determined']} rows",
             False if not cheap else near, tuple(notes),
         )
+
+
+def posterior(facts: dict) -> Iterator[Goal]:
+    for text, found, met in posterior_report.goals(facts):
+        yield Goal(text, found, met)

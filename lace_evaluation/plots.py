@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.folders import write_atomically
-from lace_evaluation import OURS
+from lace_evaluation import OURS, posterior_report
 from lace_evaluation.conditional import CONVERGED, RENDERS, rows_of
 from lace_evaluation.methods import METHODS
 from lace_evaluation.solvers import DEFAULT, PAPER
@@ -223,4 +223,5 @@ def trace(ax: Any, found: Mapping[str, Mapping], family: str, key: str, colour: 
             ax.scatter(at, value, s=110, facecolors="none", edgecolors=colour, linewidths=1.5, zorder=4)
 
 
-PLOTS = {"conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers}
+PLOTS = {"conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers,
+         "posterior": posterior_report.plot}

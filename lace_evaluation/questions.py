@@ -24,6 +24,8 @@ TRIPLES = (
     "glasses & haircolor=grey & age=0.75", "gender=male & bald & age=0.65", "gender=female & yaw=0.3 & light=0.3",
     "~smile & haircolor=black & pitch=0.6",
 )
+TOLERANCE = 0.1  # within which a single picture meets a value
+SHOWN = 8  # pictures of a condition that are kept for the contact sheets
 CONDITIONS = (*SINGLE_CLASSES, *SINGLE_VALUES, *PAIRS, *TRIPLES)
 
 

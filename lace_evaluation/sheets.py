@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from engine.folders import write_atomically
 from engine.pictures import GAP, INK, PAPER, save_png, to_image, wrap
 from engine.text import visible
-from lace_evaluation import OURS, conditional, logic
+from lace_evaluation import OURS, conditional, logic, posterior_report
 from lace_evaluation.store import Cell
 
 CELL, MARGIN, SIZE = 80, 200, 13  # pixels: a picture, the captions on the left, their letters
@@ -77,6 +77,7 @@ def logic_sheet(facts: Mapping, cells: Mapping[str, Cell], seed: int) -> Image.I
 
 SHEETS = {
     "conditional": ("conditional-samples.png", conditional_sheet), "editing": ("editing-strip.png", editing_sheet),
+    "posterior": ("posterior-grids.png", posterior_report.grids),
     "zero-shot": ("zero-shot-samples.png", zero_shot_sheet), "logic": ("logic-samples.png", logic_sheet),
 }
 

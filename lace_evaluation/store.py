@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES, SUFFIXES = ("engine", "lace_trainer", "lace_evaluation"), (".py", ".h", ".cpp", ".cuh", ".cu")
 PRESENTATION = frozenset(
     f"lace_evaluation/{name}.py" for name in
-    ("tables", "plots", "sheets", "report", "compare", "goal_report", "goals", "exceptions", "show")
+    ("tables", "plots", "sheets", "report", "compare", "goal_report", "goals", "exceptions", "show", "posterior_report")
 ) | {"engine/cli", "engine/bench"}
 MADE_IN = "made_in"  # seconds, among the facts of a cell
 

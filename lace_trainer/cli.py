@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,6 +13,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from engine.cli.console import EXIT_CODES, OK, Parser, Terminal, guarded, new_table, parse, require, write_json
 from engine.cli.options import UsageError, flag, from_zero, not_negative, positive, seed, threads, tolerance
 from lace_trainer.gan.cli import Report, add_gan, add_score, score_gan, train_gan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lace_trainer.heads.calibration import Calibration
+    from lace_trainer.heads.labelled import Labelled
+    from lace_trainer.heads.pairs import Pairs
+
+log = logging.getLogger(__name__)
 
 EXAMPLE = f"""the demonstration bundle from nothing:
   lace-train gan        --data render:40000 --size 64 --pictures 2_000_000 --out runs/gan
@@ -70,12 +80,19 @@ def add_heads(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--gan", type=Path, metavar="FILE", help="checkpoint of the generator; needs --labeller")
+    source.add_argument("--bundle", metavar="BUNDLE", help="a bundle, of which the generator is used; needs --labeller")
     source.add_argument("--lace-data", type=Path, metavar="DIR", help="LACE's data files; needs --dataset")
-    add("--labeller", type=Path, nargs="+", metavar="FILE", help="classifiers that label the samples of --gan")
+    add("--labeller", type=Path, nargs="+", metavar="FILE", help="classifiers that label the samples")
     add("--dataset", choices=("ffhq", "metfaces", "afhq"), help="which of LACE's data sets --lace-data holds")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for one head per attribute")
     add("--attributes", nargs="+", metavar="NAME", help="only these (all)")
     add("--samples", type=positive, default=40_000, help="samples of the generator (40000)")
+    add("--smooth", action=argparse.BooleanOptionalAction, default=True, help="train heads for the flow (yes)")
+    add("--sharp", action=argparse.BooleanOptionalAction, default=True,
+        help="train calibrated heads for the posterior (yes)")
+    add("--hidden", type=positive, nargs="+", default=[96, 96, 96], metavar="N", help="widths, sharp (96 96 96)")
+    add("--sharp-epochs", type=positive, default=25, help="the best on held-out pairs is kept (25)")
+    add("--dropout", type=float, default=0.0, help="of sharp heads in training, where labels are noisy (0)")
     add("--steered", type=positive, metavar="COUNT", help="with --gan: then train again, with as many steered samples")
     add("--start", type=Path, nargs="+", metavar="FILE", help="heads that steer first (new ones, from plain samples)")
     add("--rounds", type=positive, default=1, help="how often to steer and train again (1)")
@@ -123,34 +140,47 @@ def train_identity(options: argparse.Namespace, report: Report) -> dict:
 
 
 def check_heads_options(options: argparse.Namespace) -> None:
-    for given, needed in (("gan", "labeller"), ("lace_data", "dataset")):
+    for given, needed in (("gan", "labeller"), ("bundle", "labeller"), ("lace_data", "dataset")):
         if getattr(options, given) and not getattr(options, needed):
             raise UsageError(f"{flag(given)} needs --{needed}")
     if options.steered and not options.gan:
         raise UsageError("--steered draws samples of a generator: it needs --gan and --labeller")
     if options.start and not options.steered:
         raise UsageError("--start names heads that steer: it needs --steered")
+    if not (options.smooth or options.sharp):
+        raise UsageError("--no-smooth and --no-sharp leave nothing to train: leave one of them out")
+    if not 0 <= options.dropout < 1:
+        raise UsageError(f"--dropout is {options.dropout}: expected a number from 0 to below 1")
 
 
 def train_heads(options: argparse.Namespace, report: Report) -> dict:
+    check_heads_options(options)
+    check_wanted(options)
+    facts: dict = {"heads": []}
+    for is_wanted, train in ((options.sharp, train_sharp_heads), (options.smooth, train_smooth_heads)):
+        if is_wanted:
+            found = train(options, report)
+            facts = {**facts, **found, "heads": facts["heads"] + found["heads"]}
+    return facts
+
+
+def check_wanted(options: argparse.Namespace) -> None:
+    """Attributes that nobody labels are refused before the samples, which take long."""
+    from lace_trainer.heads.pairs import Labellers, check_names
+
+    if options.labeller:
+        check_names(options.attributes or [], [attribute.name for attribute in Labellers(options.labeller).attributes])
+
+
+def train_smooth_heads(options: argparse.Namespace, report: Report) -> dict:
     from exporter.heads import load_heads
     from lace_trainer.heads import training as heads
-    from lace_trainer.heads.lace_data import lace_pairs
-    from lace_trainer.heads.pairs import Labellers, check_names, sampled_pairs
+    from lace_trainer.heads.pairs import Labellers
     from lace_trainer.heads.steered import joined, steered_pairs
 
-    check_heads_options(options)
-    # Before the samples, which take long.
-    wanted, first_stacks = options.attributes or [], [load_heads(path) for path in options.start or ()]
-    seed = options.seed or 0
-    if options.gan:
-        labellers = Labellers(options.labeller)
-        check_names(wanted, [attribute.name for attribute in labellers.attributes])
-        pairs = sampled_pairs(options.gan, labellers, count=options.samples, seed=seed, precision=options.precision,
-                              directory=options.cache or options.out / "pairs", progress=report)
-    else:
-        pairs = lace_pairs(options.lace_data, options.dataset)
-    pairs = pairs.select(wanted) if wanted else pairs
+    seed, first_stacks = options.seed or 0, [load_heads(path) for path in options.start or ()]
+    pairs = pairs_of(options, report)
+    pairs = pairs.select(options.attributes) if options.attributes else pairs
     up_dim = options.up_dim or min(128, pairs.w.shape[1] // 2)
     config = heads.HeadsConfig(up_dim, options.batch, options.epochs, options.rate, options.warmup, seed,
                                options.noise)
@@ -160,7 +190,7 @@ def train_heads(options: argparse.Namespace, report: Report) -> dict:
         trained = heads.train_heads(pairs, config, progress=report)
         stacks = trained.stacks
     for number in range(options.rounds if options.steered else 0):
-        steered = steered_pairs(options.gan, stacks, labellers, count=options.steered,
+        steered = steered_pairs(options.gan, stacks, Labellers(options.labeller), count=options.steered,
                                 seed=(seed << 8) + number, progress=report)
         pairs = joined(pairs, steered)
         trained = heads.train_heads(pairs, config, progress=report)
@@ -171,6 +201,62 @@ def train_heads(options: argparse.Namespace, report: Report) -> dict:
 
 
 PACKAGES = ("torch",)
+
+
+def pairs_of(options: argparse.Namespace, report: Report) -> "Pairs":
+    """What smooth heads learn: labels."""
+    from lace_trainer.heads.lace_data import lace_pairs
+    from lace_trainer.heads.pairs import Labellers, sampled_pairs
+
+    if options.lace_data:
+        return lace_pairs(options.lace_data, options.dataset)
+    if options.bundle:
+        return labelled_of(options, report).pairs(options.seed or 0)
+    return sampled_pairs(options.gan, Labellers(options.labeller), count=options.samples, seed=options.seed or 0,
+                         precision=options.precision, directory=options.cache or options.out / "pairs",
+                         progress=report)
+
+
+def labelled_of(options: argparse.Namespace, report: Report) -> "Labelled":
+    """What sharp heads learn: votes, at truncations between 1/2 and 1 where a generator is at hand."""
+    from lace_trainer.heads import labelled
+    from lace_trainer.heads.pairs import Labellers
+
+    if options.lace_data:
+        return labelled.from_pairs(pairs_of(options, report))
+    source = (labelled.BundleSource(options.bundle, threads=options.threads) if options.bundle else
+              labelled.CheckpointSource(options.gan, precision=options.precision))
+    return labelled.labelled_samples(source, Labellers(options.labeller), count=options.samples,
+                                     seed=options.seed or 0, directory=options.cache or options.out / "pairs",
+                                     progress=report)
+
+
+def train_sharp_heads(options: argparse.Namespace, report: Report) -> dict:
+    from lace_trainer.heads import calibration, sharp
+
+    data = labelled_of(options, report)
+    data = data.select(options.attributes) if options.attributes else data
+    config = sharp.SharpConfig(hidden=tuple(options.hidden), epochs=options.sharp_epochs, dropout=options.dropout,
+                               seed=options.seed or 0)
+    trained = sharp.train_sharp(data, config, progress=report)
+    paths = sharp.save_sharp(options.out, trained)
+    found = list(trained.calibration.values())
+    calibration.plot(options.out / "reliability.png", found)
+    for head in found:
+        if head.is_overconfident:
+            log.warning("%s promised too much (temperature %.2f): its labels are noisy; try --dropout 0.3 or fewer "
+                        "--sharp-epochs", head.name, head.temperature)
+    return {"heads": [str(path) for path in paths], "calibration": {c.name: summary(c) for c in found},
+            "sharp_pairs": len(data.w), "sharp_seconds": trained.seconds}
+
+
+def summary(found: "Calibration") -> dict:
+    if found.kind == "value":
+        return {"error": dict(found.error), "tolerance": found.tolerance}
+    return {"temperature": found.temperature, "ece": dict(found.ece), "accuracy": dict(found.accuracy),
+            "log_loss": dict(found.log_loss)}
+
+
 RUNS = {"gan": train_gan, "score": score_gan, "classifier": train_classifier, "identity": train_identity,
         "heads": train_heads}
 
@@ -207,11 +293,26 @@ def show(facts: dict, console: Terminal) -> None:
             table.add_row(name, f"{value:.4f}", *([f"{tested[name]:.4f}"] if tested else []))
         console.print(table)
         console.print("accuracy: hit rate of a class, 1 - mean absolute error of a value", style="dim")
+    if "calibration" in facts:
+        console.print(calibration_table(facts["calibration"]))
     for name, value in facts.items():
         if isinstance(value, str | int | float):
             console.say(f"{name}: {value}")
         elif isinstance(value, list):
             console.say(f"{name}: {', '.join(value)}")
+
+
+def calibration_table(found: dict) -> "Table":
+    """Sharp heads on held-out pairs, at each truncation."""
+    table = new_table("calibration", "sharp head", "temperature>", "psi>", "calibration error>", "accuracy>",
+                      "mean error>", "tolerance>")
+    for name, facts in found.items():
+        for psi in facts.get("ece", facts.get("error", {})):
+            cells = ([f"{facts['temperature']:.2f}", psi, f"{facts['ece'][psi]:.4f}", f"{facts['accuracy'][psi]:.4f}",
+                      "", ""] if "ece" in facts else
+                     ["", psi, "", "", f"{facts['error'][psi]:.4f}", f"{facts['tolerance']:.3f}"])
+            table.add_row(name, *cells)
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -62,12 +62,9 @@ def wide_mapping(width: int) -> bytes:
     """A rosinality file whose centre must be sampled from a network as wide as the bytes allow."""
     net = build.generator(widths={4: 2, 8: 2})
     tensors = build.rosinality_state(net)
+    shared = torch.zeros(width, width, dtype=torch.int8)
     for i in (1, 2, 3):
-        tensors[f"style.{i}.weight"] = torch.zeros(width, width, dtype=torch.int8)
-        tensors[f"style.{i}.bias"] = torch.zeros(width)
-    shared = torch.zeros(width * width, dtype=torch.int8)
-    for i in (1, 2, 3):
-        tensors[f"style.{i}.weight"] = shared.view(width, width)
+        tensors[f"style.{i}.weight"], tensors[f"style.{i}.bias"] = shared, torch.zeros(width)
     for name in [name for name in tensors if name.endswith("modulation.weight")]:
         tensors[name] = torch.zeros(len(tensors[name]), width, dtype=torch.int8)
     return build.torch_bytes({"g_ema": tensors})
@@ -188,6 +185,7 @@ def sharing(count: int) -> bytes:
 
 
 PRIME = 2**61 - 1  # Python's numbers have the same hash modulo this
+
 
 def costly(size: int) -> dict[str, bytes]:
     """Files of about ``size`` bytes where a case can fill them."""

@@ -242,7 +242,7 @@ def test_an_error_while_writing_leaves_nothing(bundle, out, capsys, monkeypatch)
 
     monkeypatch.setattr(writing, "save_png", full)
     said = complaint(sample.main, [bundle.path, "--count", 1, "--out", out], capsys)
-    assert f"cannot write {out}: no space left on device; free some space, or choose another --out" in said
+    assert f"cannot write {out}: No space left on device; free some space" in said
     assert listing(out.parent) == []
 
 

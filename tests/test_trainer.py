@@ -169,7 +169,7 @@ def test_a_head_does_not_depend_on_its_neighbours():
 
 def test_a_missing_label_gives_no_gradient():
     pairs = linear_pairs(400)
-    model = heads.Heads(pairs.attributes, 8, 8, 0)
+    model = heads.Heads(pairs.attributes, heads.widths(8, 8), 0)
     labels = torch.from_numpy(pairs.labels[:50]).clone()
     labels[:, 0] = torch.nan
     heads.loss(model, model(torch.from_numpy(pairs.w[:50])), labels).backward()

@@ -73,7 +73,7 @@ def evaluated(problem: Problem, precision: str) -> dict[str, Any]:
     plan = admitted(runtime.solving.engine, problem)
     device, solve = runtime.solving.engine.device, plan.control["solve"]
     e = plan.evaluation
-    launches = [*e.forward(solve), *e.slopes(), *e.backward(solve)]
+    launches = [*e.forward(solve), *e.head_jacobians(), *e.backward(solve)]
     graph = device.capture(lambda: plan.launch(launches * CHAIN))
     times = [device.elapsed(graph.launch) / CHAIN for _ in range(12)][2:]
     clock, work = machine.clock(), cost(problem)

@@ -171,10 +171,16 @@ def complain(message: object, code: int = BAD_INPUT) -> int:
 
 def require(extra: str, *packages: str) -> None:
     """Refuse to begin work that would end for want of a package. Raises MissingPackage, which names all that lack."""
-    missing = [package for package in packages if sys.modules.get(package, ...) is None or not find_spec(package)]
+    missing = [package for package in packages if not is_installed(package)]
     if missing:
-        raise MissingPackage(f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed; install with: "
-                             f"pip install 'lace-engine[{extra}]'")
+        named = " and ".join(map(repr, missing))
+        what = f"the package {named} is missing; install it" if len(missing) == 1 else (
+            f"the packages {named} are missing; install them")
+        raise MissingPackage(f"{what} with: pip install 'lace-engine[{extra}]'")
+
+
+def is_installed(package: str) -> bool:
+    return sys.modules.get(package, ...) is not None and find_spec(package) is not None
 
 
 class MissingPackage(MissingRuntime):

@@ -24,7 +24,7 @@ class NotBuilt(ImportError):
     """There is no compiled library here: why, and what to do."""
 
 
-# --- the records of field.h -------------------------------------------------------------------------------------
+# --- the records of records.h -------------------------------------------------------------------------------------
 
 
 def members(names: str, kind: type) -> list[tuple[str, type]]:
@@ -293,7 +293,7 @@ class CpuField:
 
         heads     {name: (positions (m,) or None for all rows, seeds (k, C))}
         slopes    whether to give those of each head
-        pairs     the cotangents to bring back to z in the same call: see ``Call`` in field.h
+        pairs     the cotangents to bring back to z in the same call: see ``Call`` in records.h
         returns   w (rows, w_dim), {name: (logits (m, C), slopes (m, k, into) or None)}, jacobian (pairs, z_dim)
         """
         record, rows = self.network.record, len(z)

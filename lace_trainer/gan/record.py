@@ -1,6 +1,5 @@
 """What a training leaves behind: checkpoints, the best generator, sheets of samples, a log."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image
 
 from engine.errors import LaceError
 from engine.folders import append_lines, write_atomically
+from engine.text import to_json
 from exporter.generators.stylegan2 import Generator
 from lace_trainer.gan.score import sampled_features, to_pixels
 from lace_trainer.gan.training import Training, device_name
@@ -57,8 +57,9 @@ def record(
     sheet(training.ema, directory / f"samples-{training.pictures // 10_000 * 10:04d}k.png")
     line = {"pictures": training.pictures, "seconds": round(training.seconds, 1), "rate": round(rate, 1),
             **{k: round(v, 4) for k, v in report.items()}}
-    log.info(json.dumps(line))
-    append_lines(directory / "log.jsonl", json.dumps({**line, "machine": device_name(training.device)}) + "\n")
+    log.info(to_json(line, indent=None))
+    entry = {**line, "machine": device_name(training.device)}
+    append_lines(directory / "log.jsonl", to_json(entry, indent=None) + "\n")
 
 
 def save_best(training: Training, path: Path) -> None:

@@ -113,21 +113,41 @@ class Labellers:
         found = [member.metadata.get("accuracy", {}) for member in self.members]
         return {name: float(np.mean([each[name] for each in found])) for name in found[0]} if all(found) else {}
 
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(first, past-last) column of every attribute among ``opinions``."""
+        return self.members[0].spans
+
+    def opinions(self, pictures: Tensor | np.ndarray) -> np.ndarray:
+        """How likely each member finds each class, and the values: (members, n, columns) float64."""
+        found = []
+        for member in self.members:
+            output = member.outputs(pictures).double()
+            for attribute, (low, high) in zip(self.attributes, self.spans, strict=True):
+                if attribute.kind == "class":
+                    output[:, low:high] = output[:, low:high].softmax(dim=1)
+            found.append(output.cpu().numpy())
+        return np.stack(found)
+
     def label(self, pictures: Tensor | np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Labels (n, attributes) float32 of pictures, see ``Classifier.predict``; NaN where they are not sure."""
         if len(self.members) == 1:
             return self.members[0].predict(pictures)
-        outputs = [member.outputs(pictures) for member in self.members]
-        columns = []
-        for attribute, (low, high) in zip(self.attributes, self.members[0].spans, strict=True):
-            parts = [output[:, low:high] for output in outputs]
-            if attribute.kind == "class":
-                mean = torch.stack([part.double().softmax(dim=1) for part in parts]).mean(dim=0).cpu().numpy()
-                drawn = (mean.cumsum(axis=1) < rng.random((len(mean), 1))).sum(axis=1).clip(max=high - low - 1)
-                columns.append(np.where(mean.max(axis=1) < SURE, np.nan, drawn))
-            else:
-                columns.append(torch.stack(parts).mean(dim=0)[:, 0].cpu().numpy())
-        return np.stack(columns, axis=1).astype(np.float32)
+        return draw_labels(self.opinions(pictures).mean(axis=0), self.attributes, self.spans, rng)
+
+
+def draw_labels(likely: np.ndarray, attributes: Sequence[Attribute], spans: Sequence[tuple[int, int]],
+                rng: np.random.Generator) -> np.ndarray:
+    """How likely each class is (n, columns), as labels (n, attributes) float32: drawn as likely, if one is SURE."""
+    columns = []
+    for attribute, (low, high) in zip(attributes, spans, strict=True):
+        part = likely[:, low:high].astype(np.float64)
+        if attribute.kind == "class":
+            drawn = (part.cumsum(axis=1) < rng.random((len(part), 1))).sum(axis=1).clip(max=high - low - 1)
+            columns.append(np.where(part.max(axis=1) < SURE, np.nan, drawn))
+        else:
+            columns.append(part[:, 0])
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def sampled_pairs(
