@@ -119,8 +119,8 @@ def check_graph(path: Path, signature: Signature, facts: GeneratorFacts, weights
                 raise Malformed(f"its output {name!r} comes out as {found.get(name)}; expected {shape}")
     except Malformed as error:
         reason = visible(str(error)[:300])
-        raise BundleError(f"{path} is no graph that lace-export writes: {reason}. Get the bundle from its authors again, "
-                          "or export it again") from error
+        raise BundleError(f"{path} is no graph that lace-export writes: {reason}. Get the bundle from its authors "
+                          "again, or export it again") from error
 
 
 def compare(what: str, found: Sequence[Value], expected: Mapping[str, tuple[int, Shape]]) -> None:
