@@ -13,6 +13,7 @@ from engine.errors import BundleError
 from engine.manifest import FIELD, GeneratorFacts, Manifest
 from engine.onnx_file import FLOAT, INT64, Malformed, Tensor, Value, read_model
 from engine.operators import Shape, Shapes
+from engine.text import visible
 
 # Numbers that a result may have for each row, and multiplications that a graph may take: what the largest generators
 # need. StyleGAN3-R of 1024 px, 3e8 and 2e11; the term in pixels is for it, the other for wide ones of few pixels.
@@ -117,8 +118,9 @@ def check_graph(path: Path, signature: Signature, facts: GeneratorFacts, weights
             if found.get(name) != shape:
                 raise Malformed(f"its output {name!r} comes out as {found.get(name)}; expected {shape}")
     except Malformed as error:
-        raise BundleError(f"{path} is no graph that lace-export writes: {str(error)[:300]}. Get the bundle from its "
-                          "authors again, or export it again") from error
+        reason = visible(str(error)[:300])
+        raise BundleError(f"{path} is no graph that lace-export writes: {reason}. Get the bundle from its authors "
+                          "again, or export it again") from error
 
 
 def compare(what: str, found: Sequence[Value], expected: Mapping[str, tuple[int, Shape]]) -> None:

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from engine.errors import BundleError
 from engine.graphs import check_graph, signatures
 from engine.manifest import FIELD, GOLDEN, MOST_LAYERS, GeneratorFacts, Manifest
+from engine.text import visible
 
 # A header lists a tensor in about 100 bytes; 1,000 heads of 60 layers are 12 MB.
 MOST_HEADER = 1 << 24
@@ -114,7 +115,7 @@ def read_header(path: Path) -> Layout:
         header.pop("__metadata__", None)
         return read_entries(header, size - 8 - length)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read as safetensors: {str(error)[:120]}") from error
+        raise BundleError(f"{path} cannot be read as safetensors: {visible(str(error)[:120])}") from error
 
 
 def read_entries(header: Mapping, space: int) -> Layout:
@@ -139,7 +140,7 @@ def read_entries(header: Mapping, space: int) -> Layout:
 def check_layout(path: Path, found: Layout, expected: Layout) -> None:
     for name, (shape, kind) in expected.items():
         if found.get(name) != (shape, kind):
-            what = "missing" if name not in found else f"{found[name][1]:.10} {found[name][0]!s:.80}"
+            what = "missing" if name not in found else visible(f"{found[name][1]:.10} {found[name][0]!s:.80}")
             raise BundleError(f"{path}: tensor {name} is {what}; expected {kind} {shape}: get the bundle from its "
                               "authors again, or export it again")
     if extra := sorted(set(found) - set(expected)):

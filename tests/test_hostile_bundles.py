@@ -123,14 +123,15 @@ def header(entries: dict, space: int) -> bytes:
      header({"z": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, 8),
      header({"z": {"dtype": "F32", "shape": [True], "data_offsets": [0, 8]}}, 8),
      header({"z": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, 16),
+     header({"z": {"dtype": "\x1b[31m", "shape": [2, 8], "data_offsets": [0, 8]}}, 8),
      header({"z": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
              "y": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, 12)],
     ids=["empty", "no header", "huge header", "entry", "list", "huge shape", "huge offset", "backwards", "true", "gap",
-         "overlap"],
+         "escape", "overlap"],
 )
 @pytest.mark.parametrize("file", [FIELD, GOLDEN])
 def test_B1_announced_sizes_are_compared_with_the_file(files, tmp_path, file, data):
-    refused(tmp_path / "b", {**files, file: data}, "cannot be read as safetensors|shape|is missing")
+    refused(tmp_path / "b", {**files, file: data}, "cannot be read as safetensors|shape|is missing|expected F32")
 
 
 # --- the manifest ------------------------------------------------------------------------------------------------
@@ -330,6 +331,8 @@ SYNTHESIS, MAPPING = "synthesis.onnx", "mapping.onnx"
     ("file", "change", "match"),
     [
         (SYNTHESIS, operator("Loop"), "the operator Loop, which no graph of ours has"),
+        (SYNTHESIS, operator("Lo\x1b[31m\nop"), "the operator Lo"),
+        (SYNTHESIS, operator("Gemm", "a\rb", 1), "the operator a"),
         (SYNTHESIS, operator("Gemm", "com.microsoft", 1), "the operator com.microsoft.Gemm"),
         (SYNTHESIS, lambda m: loop(None, m, m.graph), "the operator Loop|a tensor has the field 5"),
         (SYNTHESIS, lambda m: wide(np.random.default_rng(1), m, m.graph), "repeats what it joins|numbers a row"),
