@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from lace_evaluation import OURS
+from engine.text import code
+from lace_evaluation import OURS, posterior_report
 from lace_evaluation.conditional import RENDERS
 from lace_evaluation.exceptions import BASELINES, shortfalls
 from lace_evaluation.logic import PRODUCT
@@ -23,7 +24,8 @@ class Goal:
 
 def goals(suites: Mapping[str, dict]) -> list[dict]:
     """Of the suites that were run, ready for JSON."""
-    judges = {"conditional": conditional, "editing": editing, "logic": logic, "solvers": solvers}
+    judges = {"conditional": conditional, "editing": editing, "logic": logic, "solvers": solvers,
+              "posterior": posterior}
     return [asdict(goal) for name, judge in judges.items() if suites.get(name) for goal in judge(suites[name])]
 
 
@@ -77,7 +79,7 @@ def editing(facts: dict) -> Iterator[Goal]:
 def logic(facts: dict) -> Iterator[Goal]:
     rates = {f["formula"]: f["methods"][PRODUCT] for f in facts["formulas"]}
     low = {text: found for text, found in rates.items() if found["true"] < TRUE}
-    notes = tuple(f"`{text}` {found['true']:.1%}, by the heads {found['heads']:.1%}" for text, found in low.items())
+    notes = tuple(f"{code(text)} {found['true']:.1%}, by the heads {found['heads']:.1%}" for text, found in low.items())
     if rates:
         least = min(found["true"] for found in rates.values())
         yield Goal(f"every formula true of at least {TRUE:.0%} of the pictures, product logic",
@@ -101,3 +103,8 @@ def solvers(facts: dict) -> Iterator[Goal]:
             f"{v['nearer']:.0%} of {found['reference']['determined']} rows",
             False if not cheap else near, tuple(notes),
         )
+
+
+def posterior(facts: dict) -> Iterator[Goal]:
+    for text, found, met in posterior_report.goals(facts):
+        yield Goal(text, found, met)

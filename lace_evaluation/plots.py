@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lace_evaluation import OURS
+from engine.folders import write_atomically
+from lace_evaluation import OURS, posterior_report
 from lace_evaluation.conditional import CONVERGED, RENDERS, rows_of
 from lace_evaluation.methods import METHODS
 from lace_evaluation.solvers import DEFAULT, PAPER
@@ -52,7 +53,7 @@ def panels(rows: int, columns: int, width: float, height: float, **options) -> t
 def save(figure: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure.savefig(path)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
     plt.close(figure)
 
 
@@ -222,4 +223,5 @@ def trace(ax: Any, found: Mapping[str, Mapping], family: str, key: str, colour: 
             ax.scatter(at, value, s=110, facecolors="none", edgecolors=colour, linewidths=1.5, zorder=4)
 
 
-PLOTS = {"conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers}
+PLOTS = {"conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers,
+         "posterior": posterior_report.plot}

@@ -17,13 +17,14 @@ from engine.reference.tape import evaluate as interpret
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from lace_evaluation.nearness import Widest, widest
+from lace_evaluation.questions import SHOWN
+from lace_evaluation.sharp import SharpHeads
 from lace_evaluation.store import Cell, Store
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import reference_features
 from lace_trainer.judges import metrics
 from lace_trainer.judges.classifier import Classifier
 
-TOLERANCE = 0.1  # within which a single picture meets a value
-SHOWN = 8  # pictures of a cell that are kept for the sheets
 CHUNK = 256  # pictures in memory at once
 POOL, MOST_POOL = 80, 20_000  # plain samples for every row of a cell, and at most
 POOL_SEED = 2**40  # added to the seed: the pool shares no sample with the rows of the cells
@@ -42,7 +43,7 @@ class Seen:
 
     labels     (n, attributes of the bundle) class index or value
     features   (n, d) for the Fréchet distance;  embedded: (n, e) unit rows of the identity network, or (n, 0)
-    pictures   the first SHOWN of them, uint8;  seconds: of decoding and of judging
+    pictures   the first ``shown`` of them, uint8;  seconds: of decoding and of judging
     """
 
     labels: Array
@@ -73,16 +74,18 @@ class Study:
     open_sampler   a sampler on the bundle; with a solver, logic or capacity other than the command line's
     count   rows of a group of attributes; row i has seed ``seed`` + i whatever the method
     label   class of a conditional generator;  identity: None where the suite ``editing`` is not asked for
+    sharp   heads of the posterior; None where the suite ``posterior`` is not asked for
     """
 
     def __init__(self, open_sampler: Callable[..., Sampler], judge: Classifier, store: Store, *, count: int,
-                 seed: int = 0, label: int | None = None, identity: Embedding | None = None):
+                 seed: int = 0, label: int | None = None, identity: Embedding | None = None,
+                 sharp: SharpHeads | None = None):
         sampler = open_sampler()
         check_world(sampler.bundle)
         if seed + POOL_SEED + MOST_POOL > SEED_LIMIT:
             raise LaceError(f"seed {seed} is too great for the suites: choose one below 2**63")
         self.open_sampler, self.sampler, self.judge = open_sampler, sampler, judge
-        self.store, self.identity = store, identity
+        self.store, self.identity, self.sharp = store, identity, sharp
         self.count, self.seed, self.label = count, seed, label
         self.attributes: Mapping[str, Attribute] = sampler.bundle.attributes
         known = [a.name for a in judge.attributes]
@@ -92,7 +95,7 @@ class Study:
         """Of rows ``first``, ``first`` + 1, ...: row i asks for ``conditions``[i - first] from seed ``seed`` + i."""
         return [Request(c, seed=self.seed + i, label=self.label) for i, c in enumerate(conditions, first)]
 
-    def look(self, samples: Sequence[Sample], *, embed: bool = False) -> Seen:
+    def look(self, samples: Sequence[Sample], *, embed: bool = False, shown: int = SHOWN) -> Seen:
         """Decode what has no picture yet, and judge; never more than CHUNK pictures at once."""
         labels, features, embedded, pictures, spent = [], [], [], [], np.zeros(2)
         for first in range(0, len(samples), CHUNK):
@@ -103,7 +106,7 @@ class Study:
             labels.append(self.judge.predict(images)[:, self.columns])
             features.append(metrics.features(self.judge, images))
             embedded.append(self.identity.embed(images) if embed and self.identity else np.empty((len(images), 0)))
-            pictures.append(images[: max(0, SHOWN - first)])
+            pictures.append(images[: max(0, shown - first)])
             times.append(time.perf_counter())
             spent += np.diff(times)
         seconds = dict(zip(("decode", "judge"), spent.tolist(), strict=True))
@@ -138,7 +141,7 @@ class Study:
     def reference(self) -> Array:
         """Features of fresh renders, what the Fréchet distance is measured from."""
         count = min(MOST_REFERENCE, REFERENCE * self.count)
-        make = lambda: Cell({}, other={"features": metrics.reference_features(self.judge, count)})  # noqa: E731
+        make = lambda: Cell({}, other={"features": reference_features(self.judge, count)})  # noqa: E731
         return self.store.cell("reference", make).other["features"]
 
     @cached_property
@@ -193,7 +196,7 @@ def at_end(sampler: Sampler, samples: Sequence[Sample]) -> list[Sample]:
     logits = sampler.measure(samples)
     found = []
     for sample, read in zip(samples, logits, strict=True):
-        tape = sampler.lowered(sample.condition, in_w=sample.z is None)
+        tape = sampler.starts.lower(sample.condition, sampler.bundle.spaces[sample.space])
         u = [read[c.attribute][1] - read[c.attribute][0] if c.index is None else read[c.attribute][c.index]
              for c in tape.columns]
         logp = interpret(tape.program, tape.parameters[None], np.array([u]))[0] if u else np.zeros(1)

@@ -13,7 +13,8 @@ from engine.cuda.compile import BLOCKS, TILES
 from engine.cuda.driver import Device, Launch
 from engine.cuda.engine import Engine
 from engine.layout import DTYPES
-from engine.runtimes.cuda import CudaRuntime
+from engine.runtimes import Runtime
+from engine.runtimes.cuda import CudaSolving
 from engine.runtimes.decoding import Buffers, Pictures
 from tests import host_kernels
 from tests.fake_cuda import FakeCuda
@@ -129,11 +130,12 @@ class LinearDecoder:
 
 
 def open_fake(bundle: Bundle, *, precision: str = "fp32", loops: bool = True,
-              capability: tuple[int, int] = (9, 0)) -> tuple[CudaRuntime, FakeCuda]:
+              capability: tuple[int, int] = (9, 0)) -> tuple[Runtime, FakeCuda]:
     """The cuda runtime on a simulated device."""
     fake = fake_cuda(precision)
     fake.capability = capability
     engine = Engine(Device(api=fake), bundle, precision, build, blocks=BLOCKS, loops=loops)
     pixels = engine.kernels.find("pixels_f32"), BLOCKS["pixels_f32"]
-    pictures = Pictures(bundle, Device(api=fake), partial(LinearDecoder, bundle), pixels)
-    return CudaRuntime(engine, pictures, name="cuda", version="simulated", precision="fp32"), fake
+    pictures = Pictures(bundle, Device(api=fake), partial(LinearDecoder, bundle), pixels, name="linear", version="0",
+                        precision="fp32")
+    return Runtime("cuda", CudaSolving(engine), pictures), fake

@@ -67,7 +67,7 @@ def test_every_runtime_has_the_twins_field(world, runtime):
     answers = []
     for name in ("numpy", runtime):
         with opened(world, name) as opened_runtime:
-            field = opened_runtime.field()
+            field = opened_runtime.solving.field(world.spaces["z"])
             w, found = field.forward(z, psi, None, heads)
             pulled = field.pullback(cotangent, rows)
             answers.append([w, *(array for name in heads for array in found[name]), pulled])

@@ -293,7 +293,7 @@ def test_bfloat16_is_refused_without_its_instructions(tmp_path, monkeypatch):
     with pytest.raises(BackendError, match=r"bf16-jacobian.*no bfloat16 instructions in 'plain': leave precision out"):
         Sampler(bundle, runtime="native", precision="bf16-jacobian")
     sampler = Sampler(bundle, runtime="native")
-    assert sampler.runtime.slopes == "fp32"
+    assert sampler.runtime.solving.jacobian == "fp32"
     assert "(plain)" in repr(sampler)
     assert np.isfinite(sampler.solve(Request("smile", seed=1))[0].energy)
 

@@ -57,7 +57,7 @@ def test_B14_a_row_that_overflows_changes_no_neighbour(world, runtime):
                            for request in pair])
     for alone, found in zip(sampler.solve(own), mixed[::2], strict=True):
         assert found.status == alone.status == Status.DONE
-        assert np.allclose(found.w, alone.w, atol=0 if sampler.runtime.row_independent else 1e-12)
+        assert np.allclose(found.w, alone.w, atol=0 if sampler.runtime.solving.row_independent else 1e-12)
 
 
 def test_an_infinite_w_is_not_finite(world, runtime):

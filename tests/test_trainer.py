@@ -15,10 +15,11 @@ from exporter.checkpoints import load_generator
 from exporter.heads import FFHQ, load_heads
 from lace_trainer import cli
 from lace_trainer.attributes import Attribute
-from lace_trainer.data import rendered
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import rendered
+from lace_trainer.gan.config import GanConfig
 from lace_trainer.gan.generator_file import export_generator
-from lace_trainer.gan.training import GanConfig, train
+from lace_trainer.gan.loop import train
 from lace_trainer.heads import training as heads
 from lace_trainer.heads.lace_data import lace_pairs, read_array
 from lace_trainer.heads.pairs import SURE, Labellers, Pairs, sampled_pairs
@@ -168,7 +169,7 @@ def test_a_head_does_not_depend_on_its_neighbours():
 
 def test_a_missing_label_gives_no_gradient():
     pairs = linear_pairs(400)
-    model = heads.Heads(pairs.attributes, 8, 8, 0)
+    model = heads.Heads(pairs.attributes, heads.widths(8, 8), 0)
     labels = torch.from_numpy(pairs.labels[:50]).clone()
     labels[:, 0] = torch.nan
     heads.loss(model, model(torch.from_numpy(pairs.w[:50])), labels).backward()

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from engine.bundle import FIELD, GOLDEN, Attribute, Bundle, GeneratorFacts, Head, Manifest, write_manifest, writing
+from engine.reference.answers import golden_answers
 from exporter.field_graphs import write_field_graphs
 
 
@@ -45,10 +46,12 @@ def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[
                  graphs: bool = False) -> Bundle:
     """A bundle without synthesis; with ``graphs`` its field can run on onnxruntime."""
     tensors = {name: np.ascontiguousarray(t, np.float32) for name, t in tensors.items()}
+    layers = sum(name.startswith("mapping.") and name.endswith(".weight") for name in tensors)
+    facts = replace(facts, mapping_layers=layers)
     manifest = Manifest(facts, tuple(heads), tuple(attributes), graphs={})
     with writing(path) as folder:
         save_file(tensors, folder / FIELD)
-        save_file({"z": np.zeros((1, facts.z_dim), np.float32)}, folder / GOLDEN)
+        save_file(golden_answers(tensors, heads, facts), folder / GOLDEN)
         if graphs:
             manifest = replace(manifest, graphs=write_field_graphs(folder, facts, heads))
         write_manifest(folder, manifest)

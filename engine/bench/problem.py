@@ -18,6 +18,7 @@ from numpy import ndarray as Array
 from engine.bundle import Attribute, Bundle
 from engine.condition import Condition, attr
 from engine.errors import RequestError
+from engine.folders import write_atomically
 from engine.reference import field as twin
 from engine.reference.noise import normals_many
 from engine.requests import Request
@@ -192,8 +193,6 @@ class Judge:
             sampler = Sampler(problem.bundle, runtime="numpy", guidance=GUIDANCE, solver="bosh3", rtol=self.tolerance,
                               atol=self.tolerance, max_evaluations=MOST_EVALUATIONS)
             samples = sampler.solve(full.requests, strict=True)
-            partial = file.with_suffix(".partial.npy")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.save(partial, np.stack([sample.z for sample in samples if sample.z is not None]))
-            partial.replace(file)
+            ends = np.stack([sample.z for sample in samples if sample.z is not None])
+            write_atomically(file, lambda opened: np.save(opened, ends))
         return np.load(file)

@@ -119,14 +119,14 @@ class Plan:
         """Fields of Solve that do not change from one set of tickets to the next."""
         e, g, network = self.evaluation, self.network.bundle.generator, self.network
         mapped = {"hidden": e.buffers[f"mapped.{len(e.mapping) - 1}"]} if e.mapping else {}
-        on_z = self.shape.in_w or any(stack.space == "z" for stack in network.heads.values())
+        on_z = not self.shape.space.is_mapped or any(stack.space == "z" for stack in network.heads.values())
         used = ["trial", "moment", "trial_logits", "trial_logp", "weights", "curvature", "unit", "trial_jacobian",
                   "velocity", "psi", *(["state"] if on_z else []),
-                  *([] if self.shape.in_w else ["input", "trial_w", "truncated", "cotangent", "pulled"])]
+                  *(["input", "trial_w", "truncated", "cotangent", "pulled"] if self.shape.space.is_mapped else [])]
         return {
             **compiled.numbers(self.solver), "capacity": self.shape.capacity, "width": e.width, "w_dim": g.w_dim,
             "input_stride": e.input_stride, "state_stride": e.state_stride, "w_stride": e.w_stride,
-            "outputs": network.outputs, "embedded": network.embedded, "in_w": self.shape.in_w,
+            "outputs": network.outputs, "embedded": network.embedded, "in_w": not self.shape.space.is_mapped,
             "layers": len(e.mapping), "normalised": g.normalise, "average": network.region["average"],
             "head": e.tables.region["heads"], "column": e.tables.region["columns"],
             "embedding": network.region["embedding"] if network.embedded else 0, **mapped,
@@ -204,7 +204,7 @@ class Plan:
         solve, c = self.control["solve"], self.shape.capacity
         turnover = "turnover_while" if on_device else "turnover"
         e = self.evaluation
-        return [*e.forward(solve), *e.slopes(), *e.backward(solve),
+        return [*e.forward(solve), *e.head_jacobians(), *e.backward(solve),
                 self.kernels.launch(settings.kernel(self.solver), (c,), solve),
                 self.kernels.launch(turnover, (1,), solve)]
 

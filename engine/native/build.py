@@ -19,6 +19,7 @@ from pathlib import Path
 
 from engine import sources
 from engine.constants import constants
+from engine.folders import write_atomically
 
 HERE = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
@@ -94,7 +95,7 @@ def compiled(name: str, place: Path, options: tuple[str, ...], *, again: bool) -
     target = library_path(name, place)
     if target.exists() and not again:
         return target
-    with tempfile.TemporaryDirectory(dir=place) as scratch:
+    with tempfile.TemporaryDirectory(prefix="lace-build-") as scratch:
         partial = Path(scratch) / target.name
         (Path(scratch) / "constants.cuh").write_text(constants())
         source = sources.folder() / "cpu" / "library.cpp"
@@ -102,7 +103,8 @@ def compiled(name: str, place: Path, options: tuple[str, ...], *, again: bool) -
         if subprocess.run([*command, "-o", str(partial)], check=False).returncode:
             sys.stderr.write(f"{compiler()} does not compile variant {name!r}: left out\n")
             return None
-        return partial.replace(target)
+        write_atomically(target, partial.read_bytes())
+        return target
 
 
 def main(arguments: list[str] | None = None) -> str | None:

@@ -1,7 +1,7 @@
-"""The field, written to be believed: mapping and heads forwards, Jacobians and the pullback.
+"""The definition of the field: mapping and heads forward, their Jacobians, and the pullback.
 
-The ONNX graphs and every later kernel are judged by this file. All functions work in the precision of the
-tensors they are given, and allocate freely.
+ONNX graphs and kernels are compared with this file, which is written for clarity and not for speed. All functions work
+in the precision of the tensors that they are given.
 
 Karras et al., CVPR 2020 (mapping); Nie, Vahdat, Anandkumar, NeurIPS 2021 (heads).
 """
@@ -84,7 +84,7 @@ def head_rows(
     """Rows of the Jacobian of ``seeds @ logits``.
 
     seeds (k, C): one row per wanted combination of logits;  returns (rows, k, dim)
-    rows: needed for a linear head only, which has no hidden activations to tell it
+    rows: needed for a linear head only, which has no hidden activations to take it from
     """
     count = hidden[0].shape[0] if rows is None else rows
     cotangent = np.broadcast_to((seeds @ stack[-1][0])[None], (count, len(seeds), stack[-1][0].shape[1]))

@@ -9,7 +9,7 @@ Nie, Vahdat, Anandkumar, NeurIPS 2021.
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -71,11 +71,12 @@ class Heads(nn.Module):
     """All heads side by side.  w (n, w_dim), or (heads, n, w_dim) if each reads its own -> logits (heads, n, columns);
     columns beyond a head's own are unused."""
 
-    def __init__(self, attributes: tuple[Attribute, ...], w_dim: int, up_dim: int, seed: int):
+    def __init__(self, attributes: tuple[Attribute, ...], widths: Sequence[int], seed: int):
+        """widths   of the input and of the hidden layers"""
         super().__init__()
         self.attributes = attributes
         self.sizes = [len(a.classes) or 1 for a in attributes]
-        dims = [*widths(w_dim, up_dim), max(self.sizes)]
+        dims = [*widths, max(self.sizes)]
         single = [initial(a, [*dims[:-1], size], seed) for a, size in zip(attributes, self.sizes, strict=True)]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for i, width in enumerate(dims[1:]):
@@ -89,6 +90,12 @@ class Heads(nn.Module):
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, F.leaky_relu(x, 0.2) if i else x, weight)
         return x
+
+    def layers(self, i: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """Weights (out, in) and biases (out,) of one head."""
+        found = [(weight[i].T, bias[i, 0]) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        found[-1] = (found[-1][0][: self.sizes[i]], found[-1][1][: self.sizes[i]])
+        return tuple((weight.detach().numpy().copy(), bias.detach().numpy().copy()) for weight, bias in found)
 
     def predict(self, w: Tensor) -> np.ndarray:
         """Labels (n, attributes): the likeliest class or the value."""
@@ -144,7 +151,7 @@ def train_heads(pairs: Pairs, config: HeadsConfig, *, progress: Progress | None 
             raise LaceError(f"all labels of {attribute.name!r} are missing; leave the attribute out")
     train, valid, test = pairs.split()
     w, labels = torch.from_numpy(pairs.w), torch.from_numpy(np.asarray(pairs.labels, np.float32))
-    heads = Heads(pairs.attributes, pairs.w.shape[1], config.up_dim, config.seed)
+    heads = Heads(pairs.attributes, widths(pairs.w.shape[1], config.up_dim), config.seed)
     best, best_score = [p.detach().clone() for p in heads.parameters()], np.full(len(pairs.attributes), -np.inf)
     best_epoch = np.zeros(len(pairs.attributes), int)
     optimiser = torch.optim.Adam(heads.parameters(), lr=config.learning_rate, fused=True)
@@ -199,13 +206,7 @@ def to_stacks(
     """One HeadStack per attribute, with the columns and the provenance that belong to it."""
     stacks = []
     for i, (attribute, size) in enumerate(zip(heads.attributes, heads.sizes, strict=True)):
-        layers = [(weight[i].T, bias[i, 0]) for weight, bias in zip(heads.weights, heads.biases, strict=True)]
-        layers[-1] = (layers[-1][0][:size], layers[-1][1][:size])
-        arrays = tuple((w.detach().numpy().copy(), b.detach().numpy().copy()) for w, b in layers)
         name = attribute.name
-        # Other attributes have no known layers; those of FFHQ hold for its own generator only.
-        is_ffhq = pairs.source.get("dataset") == "ffhq" and name in FFHQ_LAYERS
-        style = tuple(range(FFHQ_LAYERS[name][0], FFHQ_LAYERS[name][1] + 1)) if is_ffhq else None
         provenance = {
             "trained_on": {k: v for k, v in pairs.source.items() if k != "labeller_accuracy"},
             "pairs": len(pairs.w), "validation_pairs": pairs.validation, "test_pairs": pairs.test,
@@ -216,10 +217,18 @@ def to_stacks(
         if name in pairs.source.get("labeller_accuracy", {}):
             provenance["labeller_accuracy"] = round(pairs.source["labeller_accuracy"][name], 5)
         reach = value_range(pairs.labels[:, i]) if attribute.kind == "value" else (0.0, 1.0)
-        record = HeadAttribute(name, attribute.kind, attribute.classes, (0, size), range=reach, layers=style,
-                               provenance=provenance)
-        stacks.append(HeadStack(name, "w", arrays, (record,)))
+        record = HeadAttribute(name, attribute.kind, attribute.classes, (0, size), range=reach,
+                               layers=style_layers(name, pairs.source), provenance=provenance)
+        stacks.append(HeadStack(name, "w", heads.layers(i), (record,)))
     return tuple(stacks)
+
+
+def style_layers(name: str, source: Mapping) -> tuple[int, ...] | None:
+    """Style layers that an edit may touch; known of FFHQ's own generator only."""
+    if source.get("dataset") != "ffhq" or name not in FFHQ_LAYERS:
+        return None
+    first, last = FFHQ_LAYERS[name]
+    return tuple(range(first, last + 1))
 
 
 def save_heads(directory: Path, trained: TrainedHeads) -> list[Path]:

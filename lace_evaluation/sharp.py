@@ -1,0 +1,115 @@
+"""The posterior by its definition in numpy, with sharp heads from files: for bundles and engines that have none."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.batch import Status
+from engine.bundle import Attribute
+from engine.errors import LaceError
+from engine.reference import field
+from engine.reference.evidence import Evidence, evidence
+from engine.reference.posterior import Ends, Settings, sample
+from engine.reference.worlds import BundleWorld, Stack, Wish
+from engine.requests import Request, Sample
+from engine.sampler import Sampler
+from engine.solvers import GaussNewton
+from engine.tape import Tape, lower, lower_crisp
+from exporter.heads import load_heads
+
+NEWTON = 6  # steps of ``approach``
+LEAST_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharpHeads:
+    """Of every attribute its calibrated stack and, of a value, the tolerance within which it is met."""
+
+    stacks: Mapping[str, Stack]
+    tolerances: Mapping[str, float]
+
+    def digest(self) -> str:
+        """Of all numbers, for what is kept by them."""
+        hashed = hashlib.sha256()
+        for name, stack in sorted(self.stacks.items()):
+            hashed.update(f"{name} {stack.columns} {stack.space} {self.tolerances[name]}".encode())
+            for layer in stack.layers:
+                for array in layer:
+                    hashed.update(array.tobytes())
+        return hashed.hexdigest()
+
+
+def read_sharp(paths: Sequence[Path], attributes: Mapping[str, Attribute]) -> SharpHeads:
+    """Head files of ``lace-train heads``; LaceError where one is not calibrated or an attribute is missing."""
+    stacks, tolerances = {}, {}
+    for path in paths:
+        stack = load_heads(path)
+        for attribute in stack.attributes:
+            if not attribute.provenance.get("calibrated"):
+                raise LaceError(f"{path} holds no calibrated head of {attribute.name!r}: give the files "
+                                "NAME.sharp.safetensors that lace-train heads writes")
+            stacks[attribute.name] = Stack(stack.layers, attribute.columns, stack.space)
+            tolerances[attribute.name] = float(attribute.provenance.get("tolerance") or LEAST_TOLERANCE)
+    if missing := [name for name in attributes if name not in stacks]:
+        raise LaceError(f"there is no sharp head of {', '.join(missing)}: give a file of each attribute of the bundle")
+    return SharpHeads(stacks, tolerances)
+
+
+class PosteriorSampler:
+    """Requests that are drawn, by the posterior; a row that does not enter its set ends as the flow leaves it.
+
+    flow   gives the bundle, the start of a row and what a row falls back to
+    near   another sampler of the bundle, which takes the Gauss-Newton steps
+    """
+
+    def __init__(self, flow: Sampler, near: Sampler, heads: SharpHeads, settings: Settings | None = None):
+        self.flow, self.near, self.heads, self.settings = flow, near, heads, settings or Settings()
+        self.tapes: dict[object, Tape] = {}
+
+    @classmethod
+    def open(cls, open_sampler, heads: SharpHeads, settings: Settings | None = None) -> "PosteriorSampler":
+        return cls(open_sampler(), open_sampler(solver=GaussNewton(steps=NEWTON)), heads, settings)
+
+    def lower(self, condition) -> Tape:
+        attributes = self.flow.bundle.attributes
+        if condition not in self.tapes:
+            self.tapes[condition] = (lower(condition, attributes) if self.settings.confidence is None else
+                                     lower_crisp(condition, attributes, self.heads.tolerances))
+        return self.tapes[condition]
+
+    def world(self, requests: Sequence[Request]) -> BundleWorld:
+        g = self.flow.bundle.generator
+
+        def towards(rows: Array, z: Array) -> Array:
+            near = [Request(requests[row].condition, seed=requests[row].seed, z=start, label=requests[row].label,
+                            truncation=requests[row].truncation) for row, start in zip(rows, z, strict=True)]
+            return np.stack([end.z for end in self.near.solve(near) if end.z is not None]).astype(np.float32)
+
+        wishes = [Wish(self.lower(r.expression), self.flow.starts.psi(r), r.label or 0) for r in requests]
+        return BundleWorld(self.flow.bundle.field, self.heads.stacks, wishes, g.z_dim, towards=towards)
+
+    def solve(self, requests: Sequence[Request]) -> tuple[list[Sample], Ends, float]:
+        """Samples, what became of the rows, and the seconds that it took."""
+        began = time.perf_counter()
+        world = self.world(requests)
+        ends = sample(world, [r.seed for r in requests], self.settings)
+        lost = np.flatnonzero(~ends.entered)
+        if len(lost):
+            flown = self.flow.solve([requests[row] for row in lost])
+            ends.x[lost] = np.stack([s.z for s in flown if s.z is not None])
+        seconds = time.perf_counter() - began
+        w, _ = field.mapping(self.flow.bundle.field, ends.x, world.psi, world.label)
+        samples = [
+            Sample(request, ends.x[i], w[i], {}, float(-ends.log_p[i]), Status.DONE, int(ends.corrections[i]),
+                   int(ends.candidates[i] + ends.corrections[i]), int(ends.corrections[i] - ends.accepted[i]), 0)
+            for i, request in enumerate(requests)
+        ]
+        return samples, ends, seconds
+
+    def evidence(self, request: Request, error: float = 0.1) -> Evidence:
+        return evidence(self.world([request]), self.settings, error=error)
