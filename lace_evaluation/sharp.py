@@ -22,7 +22,7 @@ from engine.solvers import GaussNewton
 from engine.tape import Tape, lower, lower_crisp
 from exporter.heads import load_heads
 
-NEWTON = 6  # steps of ``approach``
+NEWTON, NEARER = 6, 4.0  # steps of ``approach``, and their guidance
 LEAST_TOLERANCE = 0.03
 
 
@@ -73,7 +73,7 @@ class PosteriorSampler:
 
     @classmethod
     def open(cls, open_sampler, heads: SharpHeads, settings: Settings | None = None) -> "PosteriorSampler":
-        return cls(open_sampler(), open_sampler(solver=GaussNewton(steps=NEWTON)), heads, settings)
+        return cls(open_sampler(), open_sampler(solver=GaussNewton(steps=NEWTON), guidance=NEARER), heads, settings)
 
     def lowered(self, condition) -> Tape:
         attributes = self.flow.bundle.attributes
@@ -88,7 +88,10 @@ class PosteriorSampler:
         def towards(rows: Array, z: Array) -> Array:
             near = [Request(requests[row].condition, seed=requests[row].seed, z=start, label=requests[row].label,
                             truncation=requests[row].truncation) for row, start in zip(rows, z, strict=True)]
-            return np.stack([end.z for end in self.near.solve(near) if end.z is not None]).astype(np.float32)
+            ends = np.stack([end.z for end in self.near.solve(near) if end.z is not None])
+            # The mapping does not see the length of z, which long steps stretch and the prior does not like.
+            return (ends * np.linalg.norm(z, axis=1, keepdims=True)
+                    / np.linalg.norm(ends, axis=1, keepdims=True)).astype(np.float32)
 
         wishes = [Wish(self.lowered(r.expression), self.flow.psi(r), r.label or 0) for r in requests]
         return BundleWorld(self.flow.bundle.field, self.heads.stacks, wishes, g.z_dim, towards=towards)
