@@ -10,13 +10,14 @@ if the results were right: the bundle passes lace-verify, all rows arrive, and t
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from engine.folders import write_atomically
+from engine.origin import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 # The phases run from anywhere, with the code beside this file.
@@ -101,7 +102,7 @@ def start_energies(sampler):
     from engine import parse
     from engine.reference.tape import evaluate
 
-    tape = sampler.lowered(parse(CONDITION))
+    tape = sampler.starts.lower(parse(CONDITION))
     logits = sampler.measure(sampler.solve(None, seeds=range(ROWS)))
     u = [[float(row[c.attribute][1] - row[c.attribute][0] if c.index is None else row[c.attribute][c.index])
           for c in tape.columns] for row in logits]
@@ -202,41 +203,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict:
     }
 
 
-def machine() -> dict:
-    facts = {"system": f"{platform.system()} {platform.machine()}", "cores": len(os.sched_getaffinity(0))}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            facts["cpu"] = line.partition(":")[2].strip()
-            break
-    facts["memory_gib"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return facts
-
-
-def versions() -> dict:
-    from engine import __version__  # of the code beside this file, installed or not
-
-    packages = ("numpy", "torch", "onnx", "onnxruntime")
-    return {"lace-engine": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def commit() -> str:
-    """The commit that was measured, with a + when files were changed since."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if git("status", "--porcelain") else "")
-
-
-def write(path: Path, body: dict) -> None:
-    """Complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(rounded(body), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def rounded(value):
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
@@ -254,7 +220,7 @@ def main() -> int:
     if failed:
         say(f"nothing was written, these checks failed: {', '.join(failed)}")
         return 1
-    write(options.out, body)
+    write_atomically(options.out, json.dumps(rounded(body), indent=1) + "\n")
     say(f"written: {options.out}")
     return 0
 

@@ -1,47 +1,82 @@
-"""Write the numbers of the README from benchmarks/results:  python benchmarks/readme.py [--check]
+"""Write the numbers of the README and the docs from benchmarks/results:  python -m benchmarks.readme [--check]
 
 The files come from benchmarks/config_f.py, benchmarks/soak.py, from lace-eval (its report.json, under any name) and, as
-JSON lines, from benchmarks/run.py. No number in that section is typed by hand.
+JSON lines, from benchmarks/run.py. Each page has one section between two markers, in which no number is typed by hand.
+The tables of speed are pages of their own, which benchmarks.report writes.
 """
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.goals import PAPER, find_goals
+from engine.bench.records import RecordError, fastest, is_ours, some
+from engine.bench.report import latest, markdown
+from engine.folders import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- numbers:begin -->", "<!-- numbers:end -->"
-NOTHING = "Nothing is recorded yet: `benchmarks/results` is empty."
-MORE = ("All suites, with plots and what was not reached: [docs/benchmarks](docs/benchmarks/report.md). Command: "
-        "`python -m benchmarks.run --suite all`.")
+NOTHING = "Nothing is recorded yet: `benchmarks/results` has no such measurement."
 NUMBERS = {1: "one", 2: "two", 3: "three"}
+SPEED, OBEDIENCE, CONFIG_F, RELIABILITY = (
+    "docs/benchmarks/speed/report.md", "docs/benchmarks/obedience.md", "docs/benchmarks/config-f.md",
+    "docs/reliability.md")
 
 
 class ReadmeError(Exception):
-    """A result or the README is not what this script expects."""
+    """A result or a page is not what this script expects."""
+
+
+@dataclass
+class Results:
+    """What benchmarks/results holds; None or empty where a benchmark was not run."""
+
+    evaluation: Mapping | None = None
+    config_f: Mapping | None = None
+    soak: Mapping | None = None
+    speed: Sequence[Mapping] = ()
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0], allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is out of date")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="(README.md)")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="with README.md and docs (this one)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", metavar="DIR",
                         help="(benchmarks/results)")
     return parser
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def read_results(folder: Path) -> Results:
+    """Raises ReadmeError for a file that no benchmark of ours writes."""
+    results = Results()
+    for path in sorted(folder.glob("*.json")):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body.get("benchmark") == "config_f":
+            results.config_f = body
+        elif body.get("benchmark") == "soak":
+            results.soak = body
+        elif "summary" in body and "judge" in body:
+            results.evaluation = body
+        else:
+            raise ReadmeError(f"{path} is of none of benchmarks/config_f.py, benchmarks/soak.py and lace-eval")
+    for path in sorted(folder.glob("*.jsonl")):
+        results.speed = latest(path)
+    return results
 
 
 def seconds(value: float) -> str:
     if value < 0.1:
         return f"{1000 * value:.0f} ms"
     return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+
+
+def milliseconds(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def percent(value: float | None) -> str:
@@ -57,8 +92,135 @@ def short(commit: str | None) -> str:
     return "unknown" if not commit else f"{commit[:12]} with changes" if commit.endswith("+") else commit[:12]
 
 
-def config_f(body: Mapping) -> str:
+def paragraph(*sentences: str) -> str:
+    return textwrap.fill(" ".join(sentences), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def where(body: Mapping) -> str:
+    machine = body["machine"]
+    return f"on {machine['cores']} cores of {machine.get('cpu', 'an unnamed processor')}"
+
+
+# --- the README: one line for each of the other pages -------------------------------------------------------------
+
+
+def headline(results: Results) -> str:
+    lines = [obedience_line(results.evaluation), *speed_lines(results.speed), soak_line(results.soak)]
+    rows = [line for line in lines if line]
+    if not rows:
+        return NOTHING
+    return f"{markdown(['', 'measured', 'more'], rows, numbers=False)}{goals_sentence(results.speed)}"
+
+
+def obedience_line(body: Mapping | None) -> list[str] | None:
+    """How many pictures show all that was asked for."""
+    if body is None:
+        return None
+    shares = [f"{percent(line['mean_whole'])} with {NUMBERS.get(line['attributes'], line['attributes'])}"
+              for line in body["summary"]]
+    return ["pictures of which every statement of the condition is true, says an image classifier that had no part in "
+            "the training", f"{', '.join(shares)} statements (values within {body['goal']['tolerance']:g})",
+            f"[obedience]({OBEDIENCE})"]
+
+
+def speed_lines(lines: Sequence[Mapping]) -> list[list[str] | None]:
+    return [solve_line(lines), picture_line(lines), cold_line(lines)]
+
+
+def solve_line(lines: Sequence[Mapping], rows: int = 16) -> list[str] | None:
+    """The default solver, adaptive and in float32, beside the paper's method and the best peer."""
+    solves = some(lines, suite="solve", world="ffhq", attributes=3, rows=rows)
+    ours, paper = (fastest(some(solves, contestant=name)) for name in ("ours", PAPER))
+    peer = fastest([line for line in solves if not is_ours(line) and line["contestant"] != PAPER])
+    if ours is None or paper is None or peer is None:
+        return None
+    worse = [fact for fact in ("energy", "trajectory_error") if ours[fact] > paper[fact]]
+    accuracy = f"less accurate than the paper's method in {' and '.join(worse)}" if worse else (
+        "no less accurate than the paper's method")
+    return [f"finding {rows} latents for 3 attributes by the defaults, networks of FFHQ's size (random weights)",
+            f"{milliseconds(ours['median'])}: {paper['median'] / ours['median']:,.0f} times as fast as the paper's "
+            f"method, {peer['median'] / ours['median']:,.0f} times as fast as `{peer['contestant']}`, the best peer; "
+            f"{accuracy}", f"[solves]({Path(SPEED).parent.as_posix()}/solving.md)"]
+
+
+def picture_line(lines: Sequence[Mapping]) -> list[str] | None:
+    pictures = some(lines, suite="decode", world="ffhq-1024", rows=1)
+    names = {"ours": "ONNX Runtime", "ours on openvino fp32": "OpenVINO",
+             "ours on openvino bf16": "OpenVINO in bfloat16", "torch": "eager torch"}
+    times = {name: fastest(some(pictures, contestant=contestant)) for contestant, name in names.items()}
+    found = [f"{milliseconds(line['median'])} by {name}" for name, line in times.items() if line]
+    if not found:
+        return None
+    return ["drawing one picture of 1024 pixels", "; ".join(found),
+            f"[pictures]({Path(SPEED).parent.as_posix()}/pictures.md)"]
+
+
+def cold_line(lines: Sequence[Mapping]) -> list[str] | None:
+    found = [(name, fastest(some(lines, suite="cold", world=world)))
+             for name, world in (("the demo bundle", "demo"), ("a StyleGAN2 of 1024 pixels", "ffhq-1024"))]
+    times = [f"{line['median'] / 1e3:.2f} s with {name}" for name, line in found if line]
+    if not times:
+        return None
+    return ["starting Python to the first picture", "; ".join(times),
+            f"[cold start]({Path(SPEED).parent.as_posix()}/serving.md)"]
+
+
+def soak_line(body: Mapping | None) -> list[str] | None:
+    if body is None:
+        return None
+    counts, memory = body["counts"], body["memory"]
+    failed = [name for name, passed in body["checks"].items() if not passed]
+    verdict = f"**failed**: {', '.join(failed)}" if failed else "each ended once"
+    return [f"requests to one sampler from {body['threads']} threads in {body['seconds'] / 60:.0f} minutes",
+            f"{counts['submitted']:,}, {verdict}; memory {memory['warm_mib']:.1f} to {memory['end_mib']:.1f} MiB",
+            f"[reliability]({RELIABILITY})"]
+
+
+def goals_sentence(lines: Sequence[Mapping]) -> str:
+    """What the benchmark of speed did not reach, counted."""
+    if not lines:
+        return ""
+    met = [goal.met for goal in find_goals(lines) if goal.met is not None]
+    machine = lines[-1].get("machine", {}).get("cpu", "an unnamed processor")
+    return "\n\n" + paragraph(
+        f"Times are medians with {lines[-1].get('threads')} threads of {machine}. Of {len(met)} goals that the speed "
+        f"benchmark sets itself, {met.count(True)} are met; [the others]({SPEED}) are listed with their numbers.")
+
+
+# --- the other pages ----------------------------------------------------------------------------------------------
+
+
+def obedience(results: Results) -> str:
+    """The summary of lace-eval: conditions of one, two, three attributes."""
+    body = results.evaluation
+    if body is None:
+        return NOTHING
+    rows = [
+        [NUMBERS.get(line["attributes"], str(line["attributes"])), str(line["conditions"]),
+         percent(line["least_acc"]), percent(line["mean_acc"]), plain(line["mean_error"]), plain(line["most_error"]),
+         percent(line["mean_whole"])]
+        for line in body["summary"]
+    ]
+    head = ["asked together", "conditions", "classes met: least", "mean", "values: mean error", "greatest",
+            "all hold: mean"]
+    goal = body["goal"]
+    missed = [f"`{text}`" for line in body["summary"] for text in line["missed"]]
+    verdict = f"Below the goal: {', '.join(missed)}." if missed else "Every statement meets the goal."
+    lead = paragraph(
+        f"{body['count']} pictures of every condition.",
+        f"Goal: every class in {goal['class']:.0%} of the pictures or more, every value within "
+        f"{goal['value_error']:g} on average.",
+        f"*All hold*: every statement is true of the picture, values within {goal['tolerance']:g}.")
+    end = paragraph(verdict, f"Command: `lace-eval`, in {body['seconds']:.0f} s {where(body)}; bundle "
+                             f"{body['bundle'][:12]}, commit {short(body['commit'])}.")
+    return "\n\n".join((lead, markdown(head, rows), end))
+
+
+def config_f(results: Results) -> str:
     """Phases of benchmarks/config_f.py."""
+    body = results.config_f
+    if body is None:
+        return NOTHING
     what, phases, machine, versions = (body[key] for key in ("what", "phases", "machine", "versions"))
     solve, decode = phases["solve"], phases["decode"]
     rows = [
@@ -70,110 +232,66 @@ def config_f(body: Mapping) -> str:
         ["decoding one picture, first call", seconds(decode["first_seconds"]), ""],
         ["decoding one picture, again", seconds(decode["again_seconds"]), f"{decode['peak_gib']:.1f} GiB"],
     ]
-    load = machine["load_before"]
-    busy = f" The machine was busy with other work (load {load:.1f} at the start)." if load > 0.5 else ""
     mega = {name: count / 1e6 for name, count in body["bytes"].items()}
-    return f"""### A StyleGAN2 of config-f at {what["resolution"]} pixels
-
-Random weights, {what["heads"]} heads of LACE's size, {what["precision"]}; the condition is `{what["condition"]}`.
-
-{table(["step", "time", "peak memory of its process"], rows)}
-
-The solve took {solve["evaluations"]["mean"]:.0f} evaluations a row ({solve["evaluations"]["most"]} at most); the mean
-energy fell from {solve["energy"]["start"]:.3g} to {solve["energy"]["end"]:.3g}. The bundle has {mega["bundle"]:.0f} MB,
-the checkpoints had {mega["generator"] + mega["heads"]:.0f} MB. Command: `python benchmarks/config_f.py`, on
-{machine["cores"]} cores of {machine.get("cpu", "an unnamed processor")} with {machine["memory_gib"]:.0f} GiB,
-onnxruntime {versions["onnxruntime"]}, torch {versions["torch"]}, commit {short(body["commit"])}.{busy}"""
-
-
-def evaluation(body: Mapping) -> str:
-    """The summary of lace-eval: conditions of one, two, three attributes."""
-    rows = [
-        [NUMBERS.get(line["attributes"], str(line["attributes"])), str(line["conditions"]),
-         percent(line["least_acc"]), percent(line["mean_acc"]), plain(line["mean_error"]), plain(line["most_error"]),
-         percent(line["mean_whole"])]
-        for line in body["summary"]
-    ]
-    head = ["asked together", "conditions", "classes met: least", "mean", "values: mean error", "greatest",
-            "all hold: mean"]
-    goal, machine = body["goal"], body["machine"]
-    missed = [f"`{text}`" for line in body["summary"] for text in line["missed"]]
-    verdict = f"Below the goal: {', '.join(missed)}." if missed else "Every statement meets the goal."
-    return f"""### Do the pictures show what was asked for?
-
-{body["count"]} pictures of every condition, judged by an image classifier that had no part in training the heads. Goal:
-every class in {goal["class"]:.0%} of the pictures or more, every value within {goal["value_error"]:g} on average. *All
-hold*: every statement is true of the picture, values within {goal["tolerance"]:g}.
-
-{table(head, rows)}
-
-{verdict} Command: `lace-eval`, in {body["seconds"]:.0f} s on {machine["cores"]} cores of
-{machine.get("cpu", "an unnamed processor")}; bundle {body["bundle"][:12]}, commit {short(body["commit"])}."""
+    lead = paragraph(f"A generator of {what['resolution']} pixels and {what['heads']} heads, {what['precision']}; the "
+                     f"condition is `{what['condition']}`.")
+    end = [f"The solve took {solve['evaluations']['mean']:.0f} evaluations a row ({solve['evaluations']['most']} at "
+           f"most); the mean energy fell from {solve['energy']['start']:.3g} to {solve['energy']['end']:.3g}.",
+           f"The bundle is {mega['bundle']:.0f} MB; the checkpoints were {mega['generator'] + mega['heads']:.0f} MB.",
+           f"Command: `python benchmarks/config_f.py`, {where(body)} with {machine['memory_gib']:.0f} GiB, onnxruntime "
+           f"{versions['onnxruntime']}, torch {versions['torch']}, commit {short(body['commit'])}."]
+    if machine["load_before"] > 0.5:
+        end.append(f"The machine was busy with other work (load {machine['load_before']:.1f} at the start).")
+    return "\n\n".join((lead, markdown(["step", "time", "peak memory of its process"], rows), paragraph(*end)))
 
 
-def speed(path: Path) -> str:
-    """The short form of a run of benchmarks/run.py."""
-    from engine.bench.report import table as short_form
-
-    return f"### Speed beside others, on the same weights\n\n{short_form(path)}\n\n{MORE}"
-
-
-def soak(body: dict) -> str:
+def reliability(results: Results) -> str:
+    """The counts and checks of benchmarks/soak.py."""
+    body = results.soak
+    if body is None:
+        return NOTHING
     counts, memory = body["counts"], body["memory"]
-    ends = ", ".join(f"{counts[end]:,} {end}" for end in ("finished", "late", "cancelled"))
-    checks = "\n".join(f"- {name}: {'yes' if passed else '**no**'}" for name, passed in body["checks"].items())
-    return f"""### A production process, for {body["seconds"] / 60:.0f} minutes
-
-{body["threads"]} threads submit random requests to one sampler, valid and invalid ones, with deadlines and
-cancellations. {counts["submitted"]:,} were accepted, {counts["ended"]:,} ended ({ends}), and
-{counts["refused"]:,} were refused. {body["solved_again"]} results were solved again, alone. Memory: from
-{memory["warm_mib"]:.1f} to {memory["end_mib"]:.1f} MiB after the warm-up. Command: `python -m benchmarks.soak`; commit
-{short(body["commit"])}.
-
-{checks}"""
-
-
-def section(results: Path) -> str:
-    """The text between the markers."""
-    parts = []
-    for path in sorted(results.glob("*.json")):
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body.get("benchmark") == "config_f":
-            parts.append((2, config_f(body)))
-        elif "summary" in body and "judge" in body:
-            parts.append((1, evaluation(body)))
-        elif body.get("benchmark") == "soak":
-            parts.append((4, soak(body)))
-        else:
-            raise ReadmeError(f"{path} is of none of benchmarks/config_f.py, benchmarks/soak.py and lace-eval")
-    parts += [(3, speed(path)) for path in sorted(results.glob("*.jsonl"))]
-    return "\n\n".join(text for _, text in sorted(parts)) or NOTHING
+    names = {"submitted": "accepted", "finished": "finished", "late": "ended by their deadline",
+             "cancelled": "cancelled by their caller", "refused": "invalid, refused at once"}
+    rows = [[name, f"{counts[count]:,}"] for count, name in names.items()]
+    checks = [[name, "yes" if passed else "**no**"] for name, passed in body["checks"].items()]
+    lead = paragraph(f"{body['seconds'] / 60:.0f} minutes, {body['threads']} threads, {where(body)}; commit "
+                     f"{short(body['commit'])}.")
+    end = paragraph(f"{body['solved_again']} results were solved again, alone. Memory of the process: "
+                    f"{memory['warm_mib']:.1f} MiB after the warm-up, {memory['end_mib']:.1f} MiB at the end.")
+    tables = markdown(["requests", "number"], rows), markdown(["check", "holds"], checks, numbers=False)
+    return "\n\n".join((lead, *tables, end))
 
 
-def updated(readme: str, numbers: str) -> str:
-    before, begin, rest = readme.partition(BEGIN)
+PAGES: dict[str, Callable[[Results], str]] = {
+    "README.md": headline, OBEDIENCE: obedience, CONFIG_F: config_f, RELIABILITY: reliability}
+
+
+def updated(page: Path, numbers: str) -> str:
+    """The page's text with ``numbers`` between its markers."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ReadmeError(f"the README lacks {BEGIN} or {END}")
+        raise ReadmeError(f"{page} lacks {BEGIN} or {END}")
     return f"{before}{BEGIN}\n{numbers}\n{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
-    old = options.readme.read_text(encoding="utf-8")
     try:
-        new = updated(old, section(options.results))
-    except (ReadmeError, KeyError, ValueError) as error:
+        results = read_results(options.results)
+        pages = {options.root / name: write(results) for name, write in PAGES.items()}
+        texts = {page: updated(page, numbers) for page, numbers in pages.items()}
+    except (ReadmeError, RecordError, KeyError, OSError, ValueError) as error:
         print(f"error: {error!r}", file=sys.stderr)
         return 2
-    if options.check:
-        if new != old:
-            print(f"{options.readme} is out of date: run python benchmarks/readme.py", file=sys.stderr)
-        return int(new != old)
-    partial = options.readme.with_name(f".{options.readme.name}.{os.getpid()}.partial")
-    partial.write_text(new, encoding="utf-8")
-    os.replace(partial, options.readme)
-    return 0
+    stale = [page for page, text in texts.items() if page.read_text(encoding="utf-8") != text]
+    for page in stale:
+        if options.check:
+            print(f"{page} is out of date: run python -m benchmarks.readme", file=sys.stderr)
+        else:
+            write_atomically(page, texts[page])
+    return int(options.check and bool(stale))
 
 
 if __name__ == "__main__":

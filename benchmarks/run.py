@@ -1,7 +1,7 @@
 """All benchmarks, with peers on the same weights:  python -m benchmarks.run --out FILE.jsonl [--suite solve] [--quick]
 
 The bundles have FFHQ's size and random weights (benchmarks/worlds.py); hard targets and the stream are measured on the
-demo bundle too, whose networks are trained. `lace-bench report FILE.jsonl --out DIR` makes tables and plots.
+demo bundle too, whose networks are trained. `benchmarks.report` makes tables and plots, and says which goals are met.
 """
 
 import argparse

@@ -21,9 +21,9 @@ from random import Random
 
 import numpy as np
 
-from benchmarks.config_f import commit, machine, versions
 from engine import DeadlineError, LaceError, QueueFullError, Request, Sample, Sampler
 from engine.bundle import Attribute
+from engine.origin import commit, machine, versions
 
 OUTSTANDING = 24  # futures that a thread keeps at a time: all threads together fill the batch and the queue
 CHECKED, KEPT = 0.01, 500  # part of the samples that are solved again, and how many at most: memory is measured
@@ -198,7 +198,7 @@ def run(sampler: Sampler, *, seconds: float, threads: int, seed: int = 0) -> dic
             "faults": ledger.faults[:10], "checks": checks}
 
 
-def main() -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=20.0, metavar="N", help="how long (20)")
     parser.add_argument("--threads", type=int, default=8, metavar="N", help="that submit (8)")
@@ -206,7 +206,11 @@ def main() -> int:
     parser.add_argument("--runtime", default="auto", metavar="NAME", help="of the sampler (auto)")
     parser.add_argument("--capacity", type=int, default=64, metavar="N", help="rows in flight (64)")
     parser.add_argument("--queue-size", type=int, default=128, metavar="N", help="requests that may wait (128)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = build_parser().parse_args()
     sampler = Sampler(options.bundle, runtime=options.runtime, capacity=options.capacity, queue_size=options.queue_size)
     found = run(sampler, seconds=60 * options.minutes, threads=options.threads)
     found["checks"]["memory is flat"] = found["memory"]["growth"] < GROWTH

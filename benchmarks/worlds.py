@@ -14,6 +14,7 @@ import torch
 
 from engine.bundle import FIELD, GOLDEN, Bundle, GeneratorFacts, Manifest, save_tensors, write_manifest, writing
 from engine.reference import field as twin
+from engine.reference.answers import golden_answers
 from exporter.contents import field_tensors, head_tensors, records
 from exporter.export import export
 from exporter.field_graphs import write_field_graphs
@@ -88,11 +89,13 @@ def parts(mapping: Mapping, resolution: int) -> Parts:
 
 def write_field(path: Path, mapping: Mapping, stacks: list[HeadStack]) -> Bundle:
     """A bundle that solves and draws nothing: its synthesis would be a hundred times its size."""
-    facts = GeneratorFacts(path.stem, "none", mapping.z_dim, mapping.w_dim, 18, 1024, truncation=TRUNCATION)
+    facts = GeneratorFacts(path.stem, "none", mapping.z_dim, mapping.w_dim, 18, 1024, truncation=TRUNCATION,
+                           mapping_layers=LAYERS)
     manifest = Manifest(facts, *records(stacks, facts), graphs={})
     with writing(path) as folder:
-        save_tensors(folder / FIELD, field_tensors(mapping) | head_tensors(stacks))
-        save_tensors(folder / GOLDEN, {"z": np.zeros((1, mapping.z_dim), np.float32)})
+        tensors = field_tensors(mapping) | head_tensors(stacks)
+        save_tensors(folder / FIELD, tensors)
+        save_tensors(folder / GOLDEN, golden_answers(tensors, manifest.heads, facts))
         manifest = replace(manifest, graphs=write_field_graphs(folder, manifest.generator, manifest.heads))
         write_manifest(folder, manifest)
     return Bundle(path)

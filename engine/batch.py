@@ -6,6 +6,7 @@ from enum import IntEnum
 import numpy as np
 from numpy import ndarray as Array
 
+from engine.spaces import Space
 from engine.tape import EMPTY, Tape
 
 
@@ -39,18 +40,21 @@ SENTENCES = {
 class Start:
     """Where and how a row begins.
 
-    z          (width,) the state: a latent z, or a w when the flow runs in W
+    z          (width,) the state: a latent of ``space``
     psi        truncation of the row;  label: class of a conditional generator
+    steps      fixed steps of the row, None: the solver's own
     anchor_z, anchor_w   what ``near`` measures from
     """
 
     z: Array
+    space: Space
     tape: Tape
     psi: float
     label: int
     seed: int
     anchor_z: Array
     anchor_w: Array
+    steps: int | None = None
 
 
 class Batch:

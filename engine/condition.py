@@ -1,4 +1,4 @@
-"""Conditions: expressions over attributes. Pure, frozen, hashable values that know no bundle.
+"""Conditions: expressions over attributes. Frozen, hashable values that do not depend on a bundle.
 
     attr("smile") & ~attr("glasses") & attr("haircolor", "blond") | 2 * attr("hat")
     attr("age", 0.75)    attr("age") > 0.7    attr("age").between(0.3, 0.6)    near(0.04)    keep("smile", weight=0.01)
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from engine.errors import ConditionError
 
@@ -20,20 +21,24 @@ WORD = re.compile(r"\w[\w-]*")
 NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 RESERVED = frozenset({"and", "or", "not", "near", "keep"})  # as names they are written in quotes
 EVERY_OTHER = "*"  # keep("*"): all attributes that the condition does not mention otherwise
+# Nesting of & | ~ and weights, and of parentheses in the text form. Printing, hashing and lowering recurse, and the
+# stack of a tape's interpreter is never deeper than this plus 2.
+MAX_DEPTH = 16
 
 
 class Condition:
     """What all nodes share: the operators. Structure is compared with ==, so `==` is never a condition itself."""
 
     __slots__ = ()
+    __dataclass_fields__: dict[str, Any]  # of the nodes below
     __array_ufunc__ = None  # numpy.float64(2) * condition must call __rmul__, not build an object array
 
     def __and__(self, other: "Condition") -> "Condition":
-        return And(_parts(And, self) + _parts(And, _checked(other, "&")))
+        return And(_parts(And, self) + _parts(And, _require_condition(other, "&")))
 
     def __or__(self, other: "Condition") -> "Condition":
         # Only the left side is flattened: a | (b | c) stays nested, because LACE's OR is not associative.
-        return Or((*_parts(Or, self), _checked(other, "|")))
+        return Or((*_parts(Or, self), _require_condition(other, "|")))
 
     def __invert__(self) -> "Condition":
         return Not(self)
@@ -46,6 +51,19 @@ class Condition:
 
     def __mul__(self, other: object) -> "Condition":
         raise ConditionError(f"cannot multiply {self} from the right: a weight comes first, 2 * condition; or is |")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same expression. A number or a text on the other side is a slip of the pen."""
+        if isinstance(other, Real | str):
+            raise ConditionError(f"{self} == {other!r} compares expressions and asks for nothing: write "
+                                 f"attr(name, {other!r}) for an attribute that is to be {other!r}")
+        return isinstance(other, Condition) and type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def _values(self) -> tuple:
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def __bool__(self) -> bool:
         raise ConditionError(
@@ -72,7 +90,7 @@ class Condition:
         return _python(self)[0]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Is(Condition):
     """An attribute equals a choice: None (the last class), a class name, a class index or value (int), a value."""
 
@@ -95,7 +113,7 @@ class Is(Condition):
         return _within(self, low, high)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Within(Condition):
     """A value attribute lies above `low`, below `high`, or between the two. None is an open side."""
 
@@ -104,14 +122,14 @@ class Within(Condition):
     high: float | None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Near(Condition):
     """Stay near the anchor: weight (||w - w_a||^2 + ||z - z_a||^2) is subtracted from the log-truth-value."""
 
     weight: float
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Keep(Condition):
     """Keep the raw logits of these attributes near the anchor's."""
 
@@ -119,39 +137,51 @@ class Keep(Condition):
     weight: float
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Weighted(Condition):
     """weight * part, weight > 0."""
 
     weight: float
     part: Condition
 
+    def __post_init__(self):
+        _check_depth(self)
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Not(Condition):
     part: Condition
 
+    def __post_init__(self):
+        _check_depth(self)
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class And(Condition):
     parts: tuple[Condition, ...]
 
+    def __post_init__(self):
+        _check_depth(self)
 
-@dataclass(frozen=True, slots=True, repr=False)
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Or(Condition):
     parts: tuple[Condition, ...]
+
+    def __post_init__(self):
+        _check_depth(self)
 
 
 def attr(name: str, choice: str | float | None = None) -> Is:
     """An attribute. Without a choice: its last class, or the start of a comparison, attr("age") > 0.7."""
-    _checked_name(name, "an attribute's name")
+    _check_name(name, "an attribute's name")
     if isinstance(choice, str):
-        return Is(name, _checked_name(choice, "a class name"))
+        return Is(name, _check_name(choice, "a class name"))
     if choice is None:
         return Is(name)
     number = _finite(choice, f"the choice for {name!r}")
-    # 1 and 1.0 are equal in Python, so they must mean the same: a whole number is a class index for a class attribute
-    # and a value for a value attribute, however it was typed.
+    # 1 and 1.0 are equal in Python, so both must have the same meaning: a whole number is a class index for a class
+    # attribute and a value for a value attribute, however it was typed.
     return Is(name, int(number) if number.is_integer() and abs(number) < 2**53 else number)
 
 
@@ -170,7 +200,7 @@ def keep(*names: str, weight: float = 0.01) -> Keep:
     if EVERY_OTHER in names and len(names) > 1:
         raise ConditionError('keep("*") already means all attributes not mentioned: give "*" alone or names alone')
     if names != (EVERY_OTHER,):
-        names = tuple(dict.fromkeys(_checked_name(name, "an attribute's name") for name in names))
+        names = tuple(dict.fromkeys(_check_name(name, "an attribute's name") for name in names))
     return Keep(names, _weight(weight, "the weight of keep"))
 
 
@@ -184,11 +214,33 @@ def _within(leaf: Is, low: object, high: object) -> Within:
     return Within(leaf.name, low, high)
 
 
+def children(condition: Condition) -> tuple[Condition, ...]:
+    match condition:
+        case Not(part) | Weighted(_, part):
+            return (part,)
+        case And(parts) | Or(parts):
+            return parts
+    return ()
+
+
+def is_too_deep(condition: Condition) -> bool:
+    """Whether it is nested deeper than MAX_DEPTH; found without recursion."""
+    level = [condition]
+    for _ in range(MAX_DEPTH):
+        level = list({id(child): child for part in level for child in children(part)}.values())
+    return bool(level)
+
+
+def _check_depth(condition: Condition) -> None:
+    if is_too_deep(condition):
+        raise ConditionError(f"the condition is nested deeper than {MAX_DEPTH} levels: simplify it")
+
+
 def _parts(kind: "type[And] | type[Or]", condition: Condition) -> tuple[Condition, ...]:
     return condition.parts if isinstance(condition, kind) else (condition,)
 
 
-def _checked(other: object, operator: str) -> Condition:
+def _require_condition(other: object, operator: str) -> Condition:
     if isinstance(other, Condition):
         return other
     raise ConditionError(
@@ -197,7 +249,7 @@ def _checked(other: object, operator: str) -> Condition:
     )
 
 
-def _checked_name(name: object, what: str) -> str:
+def _check_name(name: object, what: str) -> str:
     if isinstance(name, str) and name and name.isprintable() and '"' not in name and name != EVERY_OTHER:
         return name
     raise ConditionError(f'{what} must be a printable text without ", not {name!r}')
@@ -240,7 +292,7 @@ def _text(condition: Condition) -> tuple[str, int]:
             return _word(name), ATOM
         case Is(name, choice):
             return f"{_word(name)}={_word(choice) if isinstance(choice, str) else _number(choice)}", ATOM
-        # LOOSE: the grammar would read 2*0.3<age<0.6, but nobody else would, so ~ and * get parentheses here.
+        # LOOSE: the grammar reads 2*0.3<age<0.6, but a person stumbles over it, so ~ and * get parentheses here.
         case Within(name, low, None):
             return f"{_word(name)}>{_number(low)}", LOOSE
         case Within(name, None, high):
@@ -252,29 +304,29 @@ def _text(condition: Condition) -> tuple[str, int]:
         case Keep(names, weight):
             listed = ", ".join(name if name == EVERY_OTHER else _word(name) for name in names)
             return f"keep({listed}, weight={_number(weight)})", ATOM
-    return _joined(condition, _text, "*")
+    return _join(condition, _text, "*")
 
 
 def _python(condition: Condition) -> tuple[str, int]:
     match condition:
         case Is(name, None):
-            return f"attr({_quoted(name)})", ATOM
+            return f"attr({_quote(name)})", ATOM
         case Is(name, choice):
-            return f"attr({_quoted(name)}, {_quoted(choice) if isinstance(choice, str) else _number(choice)})", ATOM
+            return f"attr({_quote(name)}, {_quote(choice) if isinstance(choice, str) else _number(choice)})", ATOM
         case Within(name, low, None):
-            return f"attr({_quoted(name)}) > {_number(low)}", COMPARE
+            return f"attr({_quote(name)}) > {_number(low)}", COMPARE
         case Within(name, None, high):
-            return f"attr({_quoted(name)}) < {_number(high)}", COMPARE
+            return f"attr({_quote(name)}) < {_number(high)}", COMPARE
         case Within(name, low, high):
-            return f"attr({_quoted(name)}).between({_number(low)}, {_number(high)})", ATOM
+            return f"attr({_quote(name)}).between({_number(low)}, {_number(high)})", ATOM
         case Near(weight):
             return f"near({_number(weight)})", ATOM
         case Keep(names, weight):
-            return f"keep({', '.join(map(_quoted, names))}, weight={_number(weight)})", ATOM
-    return _joined(condition, _python, " * ")
+            return f"keep({', '.join(map(_quote, names))}, weight={_number(weight)})", ATOM
+    return _join(condition, _python, " * ")
 
 
-def _joined(condition: Condition, form: Printer, times: str) -> tuple[str, int]:
+def _join(condition: Condition, form: Printer, times: str) -> tuple[str, int]:
     def part(child: Condition, least: int) -> str:
         text, binding = form(child)
         return text if binding >= least else f"({text})"
@@ -301,5 +353,5 @@ def _word(name: str) -> str:
     return name if plain else f'"{name}"'
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)

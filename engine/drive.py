@@ -16,6 +16,7 @@ from engine.batch import DONE, RUNNING, Batch, Start
 from engine.flow import Flow
 from engine.requests import Request, Sample
 from engine.solvers import Solver
+from engine.spaces import Space
 
 
 @dataclass(slots=True, eq=False)
@@ -32,10 +33,6 @@ class Ticket:
     deadline: float = math.inf
     future: Future[Sample] | None = None
     sample: Sample | None = None
-
-    @property
-    def in_w(self) -> bool:
-        return self.request.w is not None
 
     def is_gone(self) -> bool:
         """Nobody wants it any more."""
@@ -63,7 +60,8 @@ class Lane:
         self.tickets[row], self.is_taken[row] = ticket, True
         self.batch.is_watched |= ticket.future is not None or ticket.deadline < math.inf
         self.fresh.append(row)
-        self.batch.admit(row, ticket.start)
+        with np.errstate(over="ignore"):  # what the runtime's precision does not hold ends as NONFINITE
+            self.batch.admit(row, ticket.start)
 
     def release(self, rows: Array) -> None:
         self.is_taken[rows] = False
@@ -88,20 +86,21 @@ class Lane:
         return (self.is_taken & (status != RUNNING)).nonzero()[0]
 
 
-def drive(open_lane: Callable[[bool], Lane], take: Callable[[int], Iterable[Ticket]]) -> Iterator[tuple[Lane, Array]]:
+def drive(open_lane: Callable[[Start], Lane], take: Callable[[int], Iterable[Ticket]]) -> Iterator[tuple[Lane, Array]]:
     """Solve the tickets that ``take`` gives, until it gives none while no row runs.
 
-    open_lane   a lane for rows that flow in z or in W, with room for all that ``take`` gives
+    open_lane   a lane for rows with the space and the steps of a start, with room for all that ``take`` gives
     take        called before each step with the number of rows that are running; it may wait when that is none
 
     Yields a lane and its rows that have come to their end; the rows are free as soon as the next is asked for.
     """
-    lanes: dict[bool, Lane] = {}
+    lanes: dict[tuple[Space, int | None], Lane] = {}
     while True:
         for ticket in take(sum(len(lane.tickets) for lane in lanes.values())):
-            if ticket.in_w not in lanes:
-                lanes[ticket.in_w] = open_lane(ticket.in_w)
-            lanes[ticket.in_w].admit(ticket)
+            kind = ticket.start.space, ticket.start.steps
+            if kind not in lanes:
+                lanes[kind] = open_lane(ticket.start)
+            lanes[kind].admit(ticket)
         busy = [lane for lane in lanes.values() if lane.tickets]
         if not busy:
             return

@@ -4,22 +4,10 @@ Nie, Vahdat, Anandkumar, NeurIPS 2021, section on sequential editing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 
-from numpy import ndarray as Array
-
 from engine.condition import And, Condition, Keep, Near, keep, near
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Anchor:
-    """What ``near`` and ``keep`` hold on to: the sample that is being edited."""
-
-    z: Array
-    w: Array
-    logits: dict[str, Array]
 
 
 def holding(names: Sequence[str] | None, keep_weight: float, near_weight: float | None) -> list[Condition]:

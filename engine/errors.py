@@ -25,6 +25,10 @@ class BackendError(LaceError):
     """A runtime or device was asked for that is not there, or it failed."""
 
 
+class WriteError(LaceError, OSError):
+    """A file or folder cannot be written; ``errno`` is the operating system's."""
+
+
 class SolveError(LaceError):
     """Rows did not reach the end of the flow and the caller asked for strictness."""
 

@@ -15,9 +15,11 @@ from numpy import ndarray as Array
 
 from engine.batch import Batch
 from engine.bundle import Bundle
+from engine.prior import Prior
 from engine.reference.tape import evaluate as interpret
 from engine.routing import Inputs, Routing, Use
 from engine.runtimes import Field
+from engine.spaces import Space
 from engine.tape import Tape
 
 # Routings that are kept. A batch whose rows share a condition needs one for each number of rows that are left; in a
@@ -49,10 +51,10 @@ class Point:
 
 
 class Flow:
-    """A field and the attributes it serves."""
+    """A field in a space of latents, the attributes it serves, and the prior of the latents."""
 
-    def __init__(self, field: Field, bundle: Bundle, *, in_w: bool = False):
-        self.in_w, self.bundle = in_w, bundle
+    def __init__(self, field: Field, bundle: Bundle, space: Space, prior: Prior):
+        self.bundle, self.space, self.prior = bundle, space, prior
         self.field, self.labels = field, bundle.generator.labels
         self.routings: dict[tuple[int, ...], Routing] = {}
         self.is_fused = False  # whether the last rows were linearised in one call
@@ -112,17 +114,17 @@ class Flow:
         return w, logits, self.pull_back(routing, len(rows), on_w, on_z)
 
     def linearise_at_once(self, batch: Batch, rows: Array, z: Array, routing: Routing,
-                          *, slopes: bool = True) -> tuple[Array, Array, Array]:
-        """The same by ``Field.linearise``; without slopes nothing is pulled back."""
+                          *, derivatives: bool = True) -> tuple[Array, Array, Array]:
+        """The same by ``Field.linearise``; without derivatives nothing is pulled back."""
         assert self.field.linearise is not None
         label = batch.label[rows] if self.labels else None
         if routing.heads is None:
             everybody = np.arange(len(rows))
-            routing.heads = {use.head: (everybody if use.rows is None else use.rows, self.seeds(use, z.dtype))
+            routing.heads = {use.head: (everybody if use.rows is None else use.rows, self.combinations(use, z.dtype))
                              for use in routing.uses}
         heads, some = routing.heads, slice(None)
-        if not slopes:
-            heads, some = {name: (who, seeds[:0]) for name, (who, seeds) in heads.items()}, slice(0)
+        if not derivatives:
+            heads, some = {name: (who, wanted[:0]) for name, (who, wanted) in heads.items()}, slice(0)
         near = routing.near[some]
         w, found, pulled = self.field.linearise(z, batch.psi[rows], label, heads, routing.pair_row[some],
                                                 routing.source[some], near, batch.anchor_w[rows[near]])
@@ -131,29 +133,29 @@ class Flow:
     def cotangents(self, batch: Batch, rows: Array, z: Array,
                    routing: Routing) -> tuple[Array, Array, Array, Array]:
         """w, all logits (n, L + 1), and every pair's cotangent on w (pairs, w_dim) and on z (pairs, width)."""
-        w, logits, slopes = self.forward(batch, rows, z, routing)
+        w, logits, jacobians = self.forward(batch, rows, z, routing)
         on_w = np.zeros((routing.count, w.shape[1]), z.dtype)
         on_z = np.zeros((routing.count, z.shape[1] if routing.reads_z else 0), z.dtype)
-        for use, slope in zip(routing.uses, slopes, strict=True):
+        for use, jacobian in zip(routing.uses, jacobians, strict=True):
             target = on_w if self.bundle.heads[use.head].space == "w" else on_z
-            target[use.pairs] = slope[use.local, use.k]
-        if not self.in_w:  # there z is w, and the distance counts once
+            target[use.pairs] = jacobian[use.local, use.k]
+        if self.space.is_mapped:  # where z is w, the distance counts once
             on_w[routing.near_pair] = w[routing.near] - batch.anchor_w[rows[routing.near]]
         return w, logits, on_w, on_z
 
     def forward(self, batch: Batch, rows: Array, z: Array, routing: Routing,
-                *, slopes: bool = True) -> tuple[Array, Array, list[Array]]:
-        """w, all logits (n, L + 1), and for each use the slopes of its columns."""
+                *, derivatives: bool = True) -> tuple[Array, Array, list[Array]]:
+        """w, all logits (n, L + 1), and for each use the Jacobian of its columns."""
         label = batch.label[rows] if self.labels else None
-        heads = {use.head: self.seeds(use, z.dtype)[: None if slopes else 0] for use in routing.uses}
+        heads = {use.head: self.combinations(use, z.dtype)[: None if derivatives else 0] for use in routing.uses}
         some = {use.head: use.rows for use in routing.uses if use.rows is not None}
         w, found = self.field.forward(z, batch.psi[rows], label, heads, some)
         logits = self.all_logits(len(rows), routing, {head: pair[0] for head, pair in found.items()}, z.dtype)
         return w, logits, [found[use.head][1] for use in routing.uses]
 
-    def seeds(self, use: Use, dtype: np.dtype) -> Array:
+    def combinations(self, use: Use, dtype: np.dtype) -> Array:
         """The columns that are read, as combinations of the head's logits (k, C)."""
-        return self.inputs.seeds[use.head][use.wanted].astype(dtype)
+        return self.inputs.combinations[use.head][use.wanted].astype(dtype)
 
     def all_logits(self, n: int, routing: Routing, found: Mapping[str, Array], dtype: np.dtype) -> Array:
         """(n, L + 1) from those of each use's rows; the last one is the zero that columns may subtract."""
@@ -197,8 +199,8 @@ class Flow:
             return np.empty(0)
         some, here = rows[routing.near], routing.near
         near, dz, dw = batch.near[some], z[here] - batch.anchor_z[some], point.w[here] - batch.anchor_w[some]
-        if self.in_w:
-            dw = np.zeros_like(dw)  # there z is w, and the distance counts once
+        if not self.space.is_mapped:
+            dw = np.zeros_like(dw)  # z is w, and the distance counts once
         point.logp[here] -= near * ((dz * dz).sum(axis=1, dtype=float) + (dw * dw).sum(axis=1, dtype=float))
         scale = (-2 * near).astype(z.dtype)
         if len(point.gradient):
@@ -211,7 +213,7 @@ class Flow:
         routing, z = self.route(batch, rows), batch.z[rows]
         # Another session would have memory, and threads that spin, of its own.
         measured = self.linearise_at_once if self.is_fused and not routing.reads_z else self.forward
-        w, logits, _ = measured(batch, rows, z, routing, slopes=False)
+        w, logits, _ = measured(batch, rows, z, routing, derivatives=False)
         logp, *_ = self.interpret(routing, logits)
         point = Point(logp, w, logits[:, :-1], *[np.empty(0)] * 4)
         self.add_near(batch, rows, z, point, routing)

@@ -10,7 +10,7 @@
     side        := '<' | '>'            choice := name | NUMBER            name := WORD | '"' anything '"'
 
 Precedence as in Python, except that a comparison belongs to its attribute: `smile & age>0.7` needs no parentheses.
-The tree is built with the operators of engine.condition, so text and Python form cannot drift apart.
+The tree is built with the operators of engine.condition, so that the text and the Python form stay equal.
 """
 
 import math
@@ -20,10 +20,10 @@ from functools import partial
 from operator import and_, invert, mul, or_
 from typing import NoReturn
 
-from engine.condition import EVERY_OTHER, NUMBER, RESERVED, WORD, Condition, attr, keep, near
+from engine.condition import EVERY_OTHER, MAX_DEPTH, NUMBER, RESERVED, WORD, Condition, attr, keep, near
 from engine.errors import ConditionError
 
-MAX_NESTING = 100  # parentheses, ~ and weights inside each other; a tape allows fewer (engine/tape.py)
+LONGEST = 500  # letters of a text that an error repeats
 SYMBOLS = "&|~()*=<>,"
 ADVICE = {
     "and": "write & for and",
@@ -73,7 +73,8 @@ def parse(text: str) -> Condition:
     if not isinstance(text, str):
         raise ConditionError(f"a condition in text form is a str, not {type(text).__name__}")
     if not text.strip():
-        raise ConditionError("the condition is empty: write for example smile & ~glasses; for plain samples pass None")
+        raise ConditionError("the condition is empty: write for example smile & ~glasses; for plain samples leave the "
+                             "condition out (None in Python)")
     source = Source(text, _tokens(text))
     condition = _expression(source)
     if _next(source).kind != "end":
@@ -130,7 +131,7 @@ def _term(source: Source) -> Condition:
     if _next(source).kind == "number" and _next(source, 1).kind == "*":
         start, weight = _next(source), _number(source)
         _take(source, "*", "*")
-        return _built(source, start, mul, weight, _nested(source, _term))
+        return _build(source, start, mul, weight, _nest(source, _term))
     return _unary(source)
 
 
@@ -139,14 +140,14 @@ def _unary(source: Source) -> Condition:
         return _primary(source)
     if _next(source).kind == "number" and _next(source, 1).kind == "*":
         _fail(source, "expected an attribute or a parenthesis after ~", "~ binds tighter than *: write ~(2*hat)")
-    return invert(_nested(source, _unary))
+    return invert(_nest(source, _unary))
 
 
 def _primary(source: Source) -> Condition:
     token = _next(source)
     if token.kind == "(":
         source.index += 1
-        condition = _nested(source, _expression)
+        condition = _nest(source, _expression)
         if _next(source).kind != ")":
             _fail(source, f"{JOIN} or )", f"the parenthesis opened at column {token.position + 1} is not closed")
         source.index += 1
@@ -164,15 +165,15 @@ def _attribute(source: Source) -> Condition:
     start, name = _next(source), _name(source, "expected an attribute")
     if _accept(source, "="):
         if _next(source).kind == "number":
-            return _built(source, start, attr, name, _number(source))
-        return _built(source, start, attr, name, _name(source, "expected a class name or a number after ="))
-    condition = _built(source, start, attr, name)
+            return _build(source, start, attr, name, _number(source))
+        return _build(source, start, attr, name, _name(source, "expected a class name or a number after ="))
+    condition = _build(source, start, attr, name)
     if _next(source).kind in ("<", ">"):
-        return _compared(source, condition)
+        return _compare(source, condition)
     return condition
 
 
-def _compared(source: Source, condition: Condition) -> Condition:
+def _compare(source: Source, condition: Condition) -> Condition:
     above = _next(source).kind == ">"
     source.index += 1
     bound = _number(source)
@@ -193,14 +194,14 @@ def _interval(source: Source) -> Condition:
         _fail(source, f"expected {side.kind}", "an interval is written 0.3<age<0.6 or 0.6>age>0.3")
     source.index += 1
     last = _number(source)
-    return _built(source, start, condition.between, *((first, last) if side.kind == "<" else (last, first)))
+    return _build(source, start, condition.between, *((first, last) if side.kind == "<" else (last, first)))
 
 
 def _near(source: Source) -> Condition:
     start = _next(source)
     weights = [_number(source)] if start.kind == "number" else []
     _take(source, ")", "), as in near(0.04)" if weights else "a weight, as in near(0.04)")
-    return _built(source, start, near, *weights)
+    return _build(source, start, near, *weights)
 
 
 def _keep(source: Source) -> Condition:
@@ -217,7 +218,7 @@ def _keep(source: Source) -> Condition:
         if not _accept(source, ","):
             break
     _take(source, ")", "), as in keep(smile, gender, weight=0.01)")
-    return _built(source, start, partial(keep, **options), *names)
+    return _build(source, start, partial(keep, **options), *names)
 
 
 def _name(source: Source, expected: str) -> str:
@@ -238,10 +239,10 @@ def _number(source: Source) -> float:
     return float(token.text)
 
 
-def _nested(source: Source, part: Callable[[Source], Condition]) -> Condition:
+def _nest(source: Source, part: Callable[[Source], Condition]) -> Condition:
     source.nesting += 1
-    if source.nesting > MAX_NESTING:
-        _fail(source, f"nested deeper than {MAX_NESTING} levels", "remove parentheses")
+    if source.nesting > MAX_DEPTH:
+        _fail(source, f"nested deeper than {MAX_DEPTH} levels", "remove parentheses")
     condition = part(source)
     source.nesting -= 1
     return condition
@@ -263,7 +264,7 @@ def _take(source: Source, kind: str, expected: str) -> None:
         _fail(source, f"expected {expected}")
 
 
-def _built(source: Source, start: Token, make: Callable[..., Condition], *arguments: object) -> Condition:
+def _build(source: Source, start: Token, make: Callable[..., Condition], *arguments: object) -> Condition:
     """Call a constructor; what it refuses is reported with the place in the text."""
     try:
         return make(*arguments)
@@ -288,6 +289,9 @@ def _advice(source: Source, token: Token, expected: str) -> str:
 
 
 def _error(text: str, position: int, problem: str, advice: str = "") -> ConditionError:
+    if len(text) > LONGEST:
+        first = max(0, position - LONGEST // 2)
+        text, position = text[first : first + LONGEST], position - first
     shown = "".join(" " if letter.isspace() else letter for letter in text)  # one line, so that the caret fits
     lines = [f"cannot read the condition: {problem}", f"    {shown}", f"    {' ' * position}^"]
     return ConditionError("\n".join([*lines, advice] if advice else lines))

@@ -1,5 +1,6 @@
 """Requests in, samples out: the two records that cross the door."""
 
+import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ class Request:
     seed         draws the starting latent and any noise; the same seed gives the same start everywhere
     z            (z_dim,) a start instead of the seed's
     w            (w_dim,) a start in W, for latents of inverted photographs: the flow then runs in W
-    truncation   psi of this row; None: the sampler's.   label: class of a conditional generator
+    label        class of a conditional generator
+    truncation, guidance, steps   psi, the factor of the condition's log p, and a number of fixed steps, of this row;
+                 None: the sampler's
+
+    Raises RequestError, and ConditionError for a condition that cannot be read.
     """
 
     condition: Condition | str | None = None
@@ -31,6 +36,8 @@ class Request:
     w: Array | None = None
     truncation: float | None = None
     label: int | None = None
+    guidance: float | None = None
+    steps: int | None = None
 
     def __post_init__(self):
         if isinstance(self.condition, str):
@@ -38,11 +45,27 @@ class Request:
         elif not isinstance(self.condition, Condition | None):
             raise ConditionError(f"a request's condition is an expression or a text, not {self.condition!r}")
         if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < SEED_LIMIT:
-            raise ValueError(f"seed {self.seed!r} is not an integer in [0, 2**64)")
+            raise RequestError(f"seed {self.seed!r} is not an integer in [0, 2**64)")
         if self.z is not None and self.w is not None:
-            raise ValueError("a request starts from z or from w, not from both")
-        if self.truncation is not None and not np.isfinite(self.truncation):
-            raise ValueError(f"truncation {self.truncation!r} is not a finite number")
+            raise RequestError("a request starts from z or from w, not from both")
+        if self.truncation is not None and not is_finite(self.truncation):
+            raise RequestError(f"truncation {self.truncation!r} is not a finite number")
+        if self.label is not None and not isinstance(self.label, numbers.Integral):
+            raise RequestError(f"label {self.label!r} is not the number of a class")
+        if self.guidance is not None and not (is_finite(self.guidance) and self.guidance > 0):
+            raise RequestError(f"guidance {self.guidance!r} is not a finite number above 0")
+        if self.steps is not None and not (isinstance(self.steps, numbers.Integral) and self.steps > 0):
+            raise RequestError(f"steps {self.steps!r} is not a positive integer")
+
+    @property
+    def space(self) -> str:
+        """The name of the space in which it starts."""
+        return "z" if self.w is None else "w"
+
+    @property
+    def latent(self) -> Array | None:
+        """The start that it brings."""
+        return self.z if self.w is None else self.w
 
     @property
     def expression(self) -> Condition | None:
@@ -86,9 +109,23 @@ class Sample:
     def seed(self) -> int:
         return self.request.seed
 
+    @property
+    def space(self) -> str:
+        """The name of the space in which the flow ran."""
+        return "w" if self.z is None else "z"
+
+    @property
+    def latent(self) -> Array:
+        """Where the flow ended, in ``space``."""
+        return self.w if self.z is None else self.z
+
     def __repr__(self) -> str:
         return (f"Sample({str(self.condition)!r}, seed={self.seed}, energy={self.energy:.4g}, "
                 f"{self.status.name}, evaluations={self.evaluations})")
+
+
+def is_finite(number: object) -> bool:
+    return isinstance(number, numbers.Real) and math.isfinite(number)
 
 
 Wanted = Condition | str | None | Request | Sequence[Request]
@@ -97,27 +134,35 @@ Wanted = Condition | str | None | Request | Sequence[Request]
 def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None) -> list[Request]:
     """What ``sample`` was given, as a list: one condition for many seeds, or requests as they are."""
     if isinstance(wanted, Condition | str | None):
-        several = [0] if seeds is None else [seeds] if isinstance(seeds, int) else seeds
-        return [Request(wanted, seed=int(seed)) for seed in several]
+        condition = parse(wanted) if isinstance(wanted, str) else wanted
+        return [Request(condition, seed=seed) for seed in listed(seeds)]
     requests = [wanted] if isinstance(wanted, Request) else list(wanted)
     if seeds is not None:
-        raise ValueError("seeds belong to a single condition; each Request has its own seed")
+        raise RequestError("seeds belong to a single condition; each Request has its own seed")
     for request in requests:
         if not isinstance(request, Request):
             raise TypeError(f"expected a condition or Requests, found {type(request).__name__}")
     return requests
 
 
-def checked_latent(latent: Array, width: int, name: str) -> Array:
+def listed(seeds: Iterable[int] | int | None) -> Iterable[int]:
+    if seeds is None:
+        return [0]
+    if isinstance(seeds, Iterable):
+        return seeds
+    return [seeds]  # what is no integer is refused by its Request
+
+
+def checked_latent(latent: object, shape: int | tuple[int, ...], name: str, *, finite: bool = True) -> Array:
+    """The latent as numbers, if it has the shape; a sample's may be otherwise, if its bundle was another.
+
+    finite   whether it must be: the latents of a sample that ended as NONFINITE need not
+    """
     array = np.asarray(latent, np.float64 if np.asarray(latent).dtype == np.float64 else np.float32)
-    if array.shape != (width,) or not np.isfinite(array).all():
-        raise RequestError(f"{name} has shape {array.shape}: expected ({width},) finite numbers")
+    shape = (shape,) if isinstance(shape, int) else shape
+    if array.shape != shape:
+        raise RequestError(f"{name} has shape {array.shape}: expected {shape} finite numbers; "
+                           "one from another bundle does not fit this generator")
+    if finite and not np.isfinite(array).all():
+        raise RequestError(f"{name} holds infinity or not-a-number: expected {shape} finite numbers")
     return array
-
-
-def to_pixels(images: Array) -> Array:
-    """(n, C, H, W) -> (n, H, W, C) in 8 bits as StyleGAN defines them: x 127.5 + 128, cut off at both ends."""
-    pixels = images * np.float32(127.5)
-    pixels += np.float32(128)
-    np.clip(pixels, 0, 255, out=pixels)
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1), np.uint8)

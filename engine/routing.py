@@ -25,7 +25,7 @@ class Inputs:
     head (columns,)           the head of each column, by its position in the bundle; they are in that order
     first (heads + 1,)        the first column of each head
     plus, minus (columns,)    u = logits[plus] - logits[minus]; the last of the logits is a zero
-    seeds                     by head: its columns as combinations of its logits (k, C), in the order of their numbers
+    combinations              by head: its columns by its logits (k, C), in the order of their numbers
     spans, count              by head: its part of all logits; how many there are
     in_z                      the heads that read z
     """
@@ -35,7 +35,7 @@ class Inputs:
     first: Array
     plus: Array
     minus: Array
-    seeds: Mapping[str, Array]
+    combinations: Mapping[str, Array]
     spans: Mapping[str, slice]
     count: int
     in_z: frozenset[str]
@@ -55,11 +55,11 @@ class Inputs:
         rows = np.eye(ends[-1] + 1)
         head, plus, minus = (np.array([entry[i] for entry in found], np.intp) for i in (1, 2, 3))
         combined = np.where((minus < ends[-1])[:, None], rows[plus] - rows[minus], rows[plus])
-        seeds = {name: combined[head == i][:, spans[name]] for i, name in enumerate(names)}
+        combinations = {name: combined[head == i][:, spans[name]] for i, name in enumerate(names)}
         in_z = frozenset(name for name in names if bundle.heads[name].space == "z")
         numbers = {entry[0]: i for i, entry in enumerate(found)}
         first = np.searchsorted(head, np.arange(len(names) + 1))
-        return cls(numbers, head, first, plus, minus, seeds, spans, int(ends[-1]), in_z)
+        return cls(numbers, head, first, plus, minus, combinations, spans, int(ends[-1]), in_z)
 
     def numbers(self, tape: Tape) -> Array:
         """Of the columns that a tape reads."""
@@ -105,7 +105,7 @@ class Routing:
     row, slot, column (c,)   of each pair that is a column, and ``pair`` its number
     near (m,), near_pair     rows with ``near``, and its pair
     each                     pairs of every row, None if rows differ
-    source                   of each pair, its place among all the slopes that its uses give, (m, k) of one after the
+    source                   of each pair, its place among the rows of Jacobian of all uses, (m, k) of one after the
                              other, and the rows of ``near`` after them
     reads_z                  whether some head reads z
     is_even                  whether pairs are columns, and every row has as many: (n, width) in one line
@@ -113,7 +113,7 @@ class Routing:
     shared                   what the tapes say, each term once
     plus, minus              of the terms' columns, in the order of ``shared``: u is the difference of these two among
                              all logits, (n, L + 1) in one line
-    places                   where the terms' values, slopes and curvatures belong among those of all rows, (n,),
+    places                   where the terms' values, gradients and curvatures belong among those of all rows, (n,),
                              (n, width) and (n, width, width) in one line
     """
 
@@ -153,7 +153,7 @@ class Routing:
 
     def find_uses(self, n: int, inputs: Inputs) -> list[Use]:
         """The heads that are read, in the order of the bundle; and ``source``."""
-        head, names = inputs.head[self.column], list(inputs.seeds)
+        head, names = inputs.head[self.column], list(inputs.combinations)
         needs, is_read = np.zeros((n, len(names)), bool), np.zeros(len(inputs.head), bool)
         needs[self.row, head], is_read[self.column] = True, True
         local = (np.cumsum(needs, axis=0) - 1)[self.row, head]

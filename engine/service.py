@@ -5,22 +5,22 @@ what has finished, a few pictures at a time, while the first goes on. Both sleep
 """
 
 import atexit
+import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import islice
 from queue import SimpleQueue
-from threading import Condition, Thread, current_thread
-from typing import TYPE_CHECKING
+from threading import TIMEOUT_MAX, Condition, Event, Semaphore, Thread, current_thread
 
+from engine.batch import Start
 from engine.drive import Ticket
-from engine.errors import ClosedError, DeadlineError, QueueFullError
+from engine.errors import BackendError, ClosedError, DeadlineError, QueueFullError, RequestError
+from engine.forks import remember
 from engine.requests import Request, Sample
-
-if TYPE_CHECKING:
-    from engine.sampler import Sampler
 
 QUEUE, DECODE_BATCH = 256, 8
 # Seconds between looks through a long queue for what was cancelled or is too late; rows are looked at every step.
@@ -28,11 +28,38 @@ SWEEP = 0.02
 # Seconds that pictures wait for others to be decoded with them, while requests wait for a row: eight small pictures at
 # once take little more than half of the time of eight.
 GATHER = 0.02
+# Seconds that the interpreter's end waits for steps and pictures that are under way.
+LEAVE = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Worker(Thread):
+    """A thread with an end of its own that can be waited for.
+
+    A ``join`` that an interrupt ends counts its thread as stopped (CPython until 3.12), and Python would then end while
+    the thread is inside of a library, which aborts the process.
+    """
+
+    def __init__(self, work: Callable[[], None]):
+        # Daemons: the interpreter waits for others before it comes to what atexit holds.
+        super().__init__(name=f"lace-{work.__name__}", daemon=True)
+        self.work, self.has_ended = work, Event()
+
+    def run(self) -> None:
+        try:
+            self.work()
+        finally:
+            self.has_ended.set()
 
 
 class Service:
     """Solves and decodes what threads submit, on a batch of its own.
 
+    begin          a request's start, or what is wrong with the request
+    run            solves what it takes, a number of rows at a time: ``engine.solving.Flows.run``
+    render         samples with their pictures
+    capacity       rows in flight at a time
     queue_size     requests that may wait for a row; ``submit`` waits when they are that many
     decode_batch   pictures that are decoded together at most. With more than twice as many waiting to be decoded, that
                    many fewer rows are refilled, so that memory stays flat when decoding is the slower part
@@ -41,16 +68,30 @@ class Service:
     when it leaves the last of them. Use it in a ``with`` block, or call ``close``.
     """
 
-    def __init__(self, sampler: "Sampler", *, queue_size: int = QUEUE, decode_batch: int = DECODE_BATCH):
-        self.sampler, self.queue_size, self.decode_batch = sampler, queue_size, decode_batch
+    def __init__(self, begin: Callable[[Request], Start],
+                 run: Callable[[Callable[[int], Iterable[Ticket]], int], Iterator[list[Ticket]]],
+                 render: Callable[[Sequence[Sample]], list[Sample]], *, capacity: int, queue_size: int = QUEUE,
+                 decode_batch: int = DECODE_BATCH):
+        self.begin, self.run, self.render = begin, run, render
+        self.capacity, self.queue_size, self.decode_batch = capacity, queue_size, decode_batch
+        self.is_open = self.is_solving = True
+        self.reset()
+        remember(self)
+
+    def reset(self) -> None:
+        """Nothing is under way, and no thread runs."""
         self.waiting: deque[Ticket] = deque()
         self.solving: set[Ticket] = set()
         self.decoding: deque[Ticket] = deque()
         # Guards all of the above and below; notified whenever they change.
         self.changed = Condition()
-        self.threads: list[Thread] = []
-        self.is_open = self.is_solving = True
+        self.threads: dict[str, Worker] = {}
         self.next_sweep = 0.0
+
+    def after_fork(self) -> None:
+        """A child begins with an empty queue: what was submitted before stays with the parent, and its futures too."""
+        self.reset()
+        self.is_solving = self.is_open
 
     def submit(self, request: Request, *, deadline: float | None = None, block: bool = True,
                timeout: float | None = None) -> Future[Sample]:
@@ -61,40 +102,66 @@ class Service:
         block, timeout   whether, and for how many seconds, to wait for room in the queue
 
         ``cancel`` of the future works until the sample is there, also while its row runs. Callbacks of the future run
-        in the service's threads and must not wait. Raises QueueFullError, ClosedError, and at once whatever is wrong
-        with the request.
+        in the service's threads and must not wait. Raises QueueFullError, ClosedError, BackendError if there can be no
+        thread, and at once whatever is wrong with the request.
         """
         if not isinstance(request, Request):
             raise TypeError(f"expected a Request, found {type(request).__name__}")
-        end = math.inf if deadline is None else time.monotonic() + deadline
-        future: Future[Sample] = Future()
-        ticket = Ticket(request, self.sampler.start(request, request.expression, None), end, future)
+        end = time.monotonic() + seconds("deadline", deadline)
+        timeout, future = seconds("timeout", timeout), Future[Sample]()
+        ticket = Ticket(request, self.begin(request), end, future)
         with self.changed:
             has_room = self.changed.wait_for(
-                lambda: not self.is_open or len(self.waiting) < self.queue_size, timeout if block else 0
+                lambda: not self.is_open or len(self.waiting) < self.queue_size,
+                0 if not block else None if timeout == math.inf else min(timeout, TIMEOUT_MAX)
             )
             if not has_room:
                 raise QueueFullError(f"the queue is full with {self.queue_size} requests: submit fewer at a time, wait "
                                      "longer, or open the sampler with a larger queue_size")
             if not self.is_open:
                 raise ClosedError("this sampler was closed: open another one to submit requests")
-            self.waiting.append(ticket)
             self.start()
+            self.waiting.append(ticket)
             self.changed.notify_all()
         return future
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        """Submit all, with a bounded number under way, and yield what has finished. For a service of one's own."""
-        finished: SimpleQueue[Future[Sample]] = SimpleQueue()
-        pending, most = 0, self.sampler.capacity + 2 * self.decode_batch
-        for request in requests:
-            self.submit(request).add_done_callback(finished.put)
-            pending += 1
-            while pending == most or not finished.empty():
-                yield finished.get().result()
-                pending -= 1
-        for _ in range(pending):
-            yield finished.get().result()
+        """Submit all, with a bounded number under way, and yield what has finished. For a service of one's own.
+
+        A thread draws the requests, so that a source that makes its readers wait holds up no finished sample.
+        """
+        finished: SimpleQueue[Future[Sample] | BaseException | int] = SimpleQueue()
+        room, is_left = Semaphore(self.capacity + 2 * self.decode_batch), Event()
+
+        def feed() -> None:
+            count = 0
+            try:
+                for request in requests:
+                    self.submit(request).add_done_callback(finished.put)
+                    count += 1
+                    room.acquire()
+                    if is_left.is_set():
+                        return
+                finished.put(count)
+            except BaseException as error:
+                finished.put(error)
+
+        Thread(target=feed, name="lace-feed", daemon=True).start()
+        yielded, count = 0, None
+        try:
+            while yielded != count:
+                match finished.get():
+                    case int(total):
+                        count = total
+                    case Future() as future:
+                        yield future.result()
+                        yielded += 1
+                        room.release()
+                    case error:
+                        raise error
+        finally:
+            is_left.set()
+            room.release()
 
     def close(self, *, cancel: bool = False) -> None:
         """Refuse further requests, finish those that are there or ``cancel`` them, and end the threads. Idempotent."""
@@ -106,10 +173,21 @@ class Service:
                 ticket.future.cancel()
         with self.changed:
             self.changed.notify_all()
-        if current_thread() not in self.threads:  # a future's callback may close, and cannot wait for itself
-            for thread in self.threads:
-                thread.join()
-        atexit.unregister(self.close)
+        threads = list(self.threads.values())
+        if current_thread() not in threads:  # a future's callback may close, and cannot wait for itself
+            for thread in threads:
+                thread.has_ended.wait()
+        atexit.unregister(self.leave)
+
+    def leave(self) -> None:
+        """At the interpreter's end: cancel what is there, and give the threads a moment to end what they are at."""
+        with self.changed:
+            threads = list(self.threads.values())
+        closing = Thread(target=self.close, kwargs={"cancel": True}, daemon=True)
+        with suppress(RuntimeError):  # no thread can be started so late in some versions of Python
+            closing.start()
+            for thread in threads:
+                thread.has_ended.wait(LEAVE)
 
     def __enter__(self) -> "Service":
         return self
@@ -120,20 +198,25 @@ class Service:
     # --- the solving thread --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the threads with the first request."""
-        if self.threads:
-            return
-        # Daemons: the interpreter waits for others before it comes to what atexit holds.
-        self.threads = [Thread(target=f, name=f"lace-{f.__name__}", daemon=True) for f in (self.solve, self.decode)]
-        atexit.register(self.close, cancel=True)
-        for thread in self.threads:
-            thread.start()
+        """Start the threads with the first request; those that the system refused are tried again with the next one."""
+        for work in (self.solve, self.decode):
+            if work.__name__ in self.threads:
+                continue
+            thread = Worker(work)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise BackendError(f"no thread could be started for the requests ({error}): raise this process' limit "
+                                   "of threads, or end some; the request was not queued") from error
+            if not self.threads:
+                atexit.register(self.leave)
+            self.threads[work.__name__] = thread
 
     def solve(self) -> None:
         """Solve until the service is closed and nothing waits."""
         while self.is_solving:
             try:
-                for tickets in self.sampler.run(self.take, self.sampler.capacity):
+                for tickets in self.run(self.take, self.capacity):
                     self.hand_over(tickets)
             except Exception as error:  # a fault of the runtime: the rows in flight share it, later ones need not
                 with self.changed:
@@ -170,12 +253,12 @@ class Service:
 
     def room(self) -> int:
         """Rows that may start now."""
-        return self.sampler.capacity - len(self.solving) - max(0, len(self.decoding) - 2 * self.decode_batch)
+        return self.capacity - len(self.solving) - max(0, len(self.decoding) - 2 * self.decode_batch)
 
     def patience(self) -> float | None:
         """Seconds to the first deadline in the queue."""
         first = min((ticket.deadline for ticket in self.waiting), default=math.inf)
-        return None if first == math.inf else max(0.0, first - time.monotonic())
+        return None if first == math.inf else min(max(0.0, first - time.monotonic()), TIMEOUT_MAX)
 
     def hand_over(self, tickets: list[Ticket]) -> None:
         """Finished rows go to the decoding thread; those that were dropped end here."""
@@ -208,7 +291,7 @@ class Service:
         settle(gone, late())
         wanted = [ticket for ticket in tickets if ticket not in gone]
         try:
-            samples = self.sampler.render([ticket.sample for ticket in wanted if ticket.sample is not None])
+            samples = self.render([ticket.sample for ticket in wanted if ticket.sample is not None])
         except Exception as error:
             settle(wanted, error)
             return
@@ -222,10 +305,25 @@ def settle(tickets: Iterable[Ticket], end: Sample | Exception) -> None:
         future = ticket.future
         if future is None or not future.set_running_or_notify_cancel():
             continue
-        if isinstance(end, Exception):
-            future.set_exception(end)
-        else:
-            future.set_result(end)
+        try:
+            if isinstance(end, Exception):
+                future.set_exception(end)
+            else:
+                future.set_result(end)
+        except BaseException:  # of a callback: SystemExit, say, which is not for this thread
+            log.exception("a callback of a future failed")
+
+
+def seconds(name: str, number: float | None) -> float:
+    """How long something may take; None, like infinity, is without end."""
+    if number is None:
+        return math.inf
+    try:
+        if not math.isnan(number):
+            return float(number)
+    except TypeError:
+        pass
+    raise RequestError(f"{name} is {number!r}: give seconds as a number, or None")
 
 
 def late() -> DeadlineError:

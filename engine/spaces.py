@@ -4,31 +4,33 @@ The mapping leads from ``z`` to ``w``; the synthesis takes one w for each of its
 without a mapping has a w that is its z: no layers, and nothing is normalised.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy import ndarray as Array
+
+if TYPE_CHECKING:
+    from engine.bundle import GeneratorFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
     """A latent space.
 
-    name        "z", "w", or "w+", where style layers differ
-    width       numbers of a latent, in one layer
-    layers      style layers of a latent; 1 where all share it
+    name        "z" or "w"
+    width       numbers of a latent
     is_mapped   whether the mapping lies between it and w
     """
 
     name: str
     width: int
-    layers: int = 1
     is_mapped: bool = False
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one latent."""
-        return (self.width,) if self.layers == 1 else (self.layers, self.width)
+def spaces_of(generator: "GeneratorFacts") -> Mapping[str, Space]:
+    """The spaces in which a flow may run, by name."""
+    return {"z": Space("z", generator.z_dim, is_mapped=True), "w": Space("w", generator.w_dim)}
 
 
 def spread(w: Array, num_ws: int) -> Array:

@@ -1,6 +1,6 @@
-"""Lowering: a condition meets a bundle's attributes and becomes a tape, the numbers that a solver works with.
+"""Lowering: from a condition and a bundle's attributes to a tape, the numbers that a solver works with.
 
-The tape's program is interpreted by engine/reference/tape.py, whose first comment lists the nodes. Product logic is
+The tape's program is interpreted by engine/reference/tape.py, whose docstring lists the nodes. Product logic is
 lowered to negation normal form by De Morgan, which is exact in this logic: only leaves are negated. LACE logic is
 lowered as written.
 """
@@ -12,13 +12,27 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
-from engine.condition import EVERY_OTHER, And, Condition, Is, Keep, Near, Not, Or, Weighted, Within
+from engine.condition import (
+    EVERY_OTHER,
+    MAX_DEPTH,
+    And,
+    Condition,
+    Is,
+    Keep,
+    Near,
+    Not,
+    Or,
+    Weighted,
+    Within,
+    is_too_deep,
+)
 from engine.errors import ConditionError
 
 LOGICS = ("product", "lace")
-MAX_LEAVES = 64
-MAX_COLUMNS = 64
-MAX_DEPTH = 16  # nesting of & | ~ and weights; the interpreter's stack is never deeper than this plus 2
+# 40 attributes of two classes, as CelebA has, are 79 logits in an edit that keeps all that it does not mention. A row's
+# memory in a compiled solve grows with the square: 5 MB at 256.
+MAX_LEAVES = 256
+MAX_COLUMNS = 256
 
 
 class Attribute(Protocol):
@@ -73,7 +87,7 @@ class Tape:
         return replace(self, parameters=parameters)
 
 
-# Of a condition that asks for nothing.
+# The tape of no condition.
 EMPTY = Tape((), np.empty(0), (), 0.0, (), "product")
 
 
@@ -125,11 +139,10 @@ def lower(
     if not 0 < guidance < float("inf"):
         raise ConditionError(f"the guidance must be a finite number greater than 0, not {guidance!r}")
     draft = Draft(attributes, logic, temperature)
-    terms = [] if condition is None else list(_terms(_checked(condition), 1.0))
-    mentioned = _mentioned(terms)
-    keeps = [
-        (scale * part.weight, _kept(part, attributes, mentioned)) for scale, part in terms if isinstance(part, Keep)
-    ]
+    terms = [] if condition is None else list(_terms(_check(condition), 1.0))
+    mentioned = _names_of(terms)
+    keeps = [(scale * part.weight, _names_to_keep(part, attributes, mentioned))
+             for scale, part in terms if isinstance(part, Keep)]
     draft.raw = frozenset(name for _, names in keeps for name in names)
     count = 0
     for scale, part in terms:
@@ -143,7 +156,7 @@ def lower(
             count = _join(draft, "and", count)
     if len(draft.columns) > MAX_COLUMNS:
         raise ConditionError(f"the condition reads {len(draft.columns)} logits, more than {MAX_COLUMNS}: split it")
-    return _finished(draft, sum((scale * part.weight for scale, part in terms if isinstance(part, Near)), 0.0))
+    return _finish(draft, sum((scale * part.weight for scale, part in terms if isinstance(part, Near)), 0.0))
 
 
 def lower_crisp(
@@ -156,13 +169,13 @@ def lower_crisp(
     """
     draft = Draft(attributes, "product", 1.0, tolerances=tolerances)
     if condition is not None:
-        if any(isinstance(part, Near | Keep) for _, part in _terms(_checked(condition), 1.0)):
+        if any(isinstance(part, Near | Keep) for _, part in _terms(_check(condition), 1.0)):
             raise ConditionError(f"{condition} holds on to an anchor, which is no statement that could be true or "
                                  "false: leave near and keep out, or choose a solver of the flow")
         _emit(draft, condition)
     if len(draft.columns) > MAX_COLUMNS:
         raise ConditionError(f"the condition reads {len(draft.columns)} logits, more than {MAX_COLUMNS}: split it")
-    return _finished(draft, 0.0)
+    return _finish(draft, 0.0)
 
 
 def satisfied(
@@ -182,12 +195,12 @@ def satisfied(
     def truth(part: Condition) -> np.ndarray:
         match part:
             case Is(name, choice):
-                attribute = _found(name, attributes)
+                attribute = _find(name, attributes)
                 if attribute.kind == "class":
-                    return np.argmax(logits[name], axis=1) == _class_index(attribute, choice)
+                    return np.argmax(logits[name], axis=1) == class_index(attribute, choice)
                 return np.abs(logits[name][:, 0] - _target(attribute, choice)) <= tolerance
             case Within(name, low, high):
-                _bounded(_found(name, attributes), part)
+                _require_value(_find(name, attributes), part)
                 u = logits[name][:, 0]
                 return (u > (-np.inf if low is None else low)) & (u < (np.inf if high is None else high))
             case Not(inner):
@@ -200,28 +213,16 @@ def satisfied(
                 return np.logical_or.reduce([truth(inner) for inner in parts])
         return np.ones(rows, dtype=bool)
 
-    return np.ones(rows, dtype=bool) if condition is None else truth(_checked(condition))
+    return np.ones(rows, dtype=bool) if condition is None else truth(_check(condition))
 
 
-def _checked(condition: object) -> Condition:
+def _check(condition: object) -> Condition:
     """The condition, if it is one and not too deep for the recursions below (this walk has no recursion)."""
     if not isinstance(condition, Condition):
         raise ConditionError(f"expected a condition, not {type(condition).__name__}: read a text with parse(text)")
-    level = [condition]
-    for _ in range(MAX_DEPTH):
-        level = [child for part in level for child in _children(part)]
-    if level:
+    if is_too_deep(condition):  # one that was unpickled, as others cannot be built
         raise ConditionError(f"the condition is nested deeper than {MAX_DEPTH} levels: simplify it")
     return condition
-
-
-def _children(condition: Condition) -> tuple[Condition, ...]:
-    match condition:
-        case Not(part) | Weighted(_, part):
-            return (part,)
-        case And(parts) | Or(parts):
-            return parts
-    return ()
 
 
 def _terms(condition: Condition, scale: float) -> Iterable[tuple[float, Condition]]:
@@ -236,22 +237,22 @@ def _terms(condition: Condition, scale: float) -> Iterable[tuple[float, Conditio
             yield scale, condition
 
 
-def _mentioned(terms: Iterable[tuple[float, Condition]]) -> set[str]:
+def _names_of(terms: Iterable[tuple[float, Condition]]) -> set[str]:
     return {name for _, part in terms for name in part.attributes()}
 
 
-def _kept(part: Keep, attributes: Mapping[str, Attribute], mentioned: set[str]) -> tuple[str, ...]:
+def _names_to_keep(part: Keep, attributes: Mapping[str, Attribute], mentioned: set[str]) -> tuple[str, ...]:
     if part.names == (EVERY_OTHER,):
         return tuple(name for name in attributes if name not in mentioned)
-    return tuple(_found(name, attributes).name for name in part.names)
+    return tuple(_find(name, attributes).name for name in part.names)
 
 
 def _emit(draft: Draft, condition: Condition, negated: bool = False) -> None:
     match condition:
         case Is(name):
-            _is(draft, _found(name, draft.attributes), condition, negated)
+            _is(draft, _find(name, draft.attributes), condition, negated)
         case Within(name):
-            _within(draft, _found(name, draft.attributes), condition, negated)
+            _within(draft, _find(name, draft.attributes), condition, negated)
         case Weighted(weight, part):
             # Under a product-logic NOT the weight stays as it is: ~(k * a) = k * ~a, a weight is importance.
             _emit(draft, part, negated)
@@ -290,7 +291,7 @@ def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
         column = _column(draft, attribute, 0)
         _leaf(draft, "not_value" if negated else "value", column, values=(target, 1.0 / attribute.sigma))
         return
-    index, count = _class_index(attribute, leaf.choice), len(attribute.classes)
+    index, count = class_index(attribute, leaf.choice), len(attribute.classes)
     if count == 2 and negated:  # not one class of two is the other, exactly
         index, negated = 1 - index, False
     if count == 2 and attribute.name not in draft.raw and draft.temperature == 1:
@@ -304,7 +305,7 @@ def _is(draft: Draft, attribute: Attribute, leaf: Is, negated: bool) -> None:
 
 
 def _within(draft: Draft, attribute: Attribute, leaf: Within, negated: bool) -> None:
-    _bounded(attribute, leaf)
+    _require_value(attribute, leaf)
     if draft.tolerances is not None:
         low = float("-inf") if leaf.low is None else leaf.low
         return _crisp(draft, attribute, low, float("inf") if leaf.high is None else leaf.high, negated)
@@ -350,7 +351,7 @@ def _raw_columns(draft: Draft, attribute: Attribute) -> int:
     return first
 
 
-def _finished(draft: Draft, near: float) -> Tape:
+def _finish(draft: Draft, near: float) -> Tape:
     parameters = np.array(draft.parameters, dtype=np.float64)
     parameters.flags.writeable = False
     return Tape(tuple(draft.program), parameters, tuple(draft.columns), near, tuple(draft.anchors), draft.logic)
@@ -360,13 +361,14 @@ def _width(attribute: Attribute) -> int:
     return 1 if attribute.kind == "value" else len(attribute.classes)
 
 
-def _found(name: str, attributes: Mapping[str, Attribute]) -> Attribute:
+def _find(name: str, attributes: Mapping[str, Attribute]) -> Attribute:
     if name not in attributes:
         _unknown(f"there is no attribute {name!r}", name, attributes)
     return attributes[name]
 
 
-def _class_index(attribute: Attribute, choice: str | float | None) -> int:
+def class_index(attribute: Attribute, choice: str | float | None) -> int:
+    """Of a class by its name or number; None is the last one. Raises ConditionError for one that is not there."""
     name, classes = attribute.name, attribute.classes
     if choice is None:
         return len(classes) - 1
@@ -391,7 +393,7 @@ def _target(attribute: Attribute, choice: str | float | None) -> float:
     return float(choice)
 
 
-def _bounded(attribute: Attribute, leaf: Within) -> None:
+def _require_value(attribute: Attribute, leaf: Within) -> None:
     if attribute.kind == "class":
         listed = ", ".join(attribute.classes)
         raise ConditionError(

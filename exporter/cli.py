@@ -1,23 +1,35 @@
 """lace-export: make a bundle from a generator's checkpoint and heads."""
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from engine.bundle import MANIFEST, Bundle
-from engine.cli.console import EXIT_CODES, OK, checks_table, guarded, parse, write_json
+from engine.cli.console import (
+    EXIT_CODES,
+    OK,
+    Parser,
+    Terminal,
+    add_rows,
+    checks_table,
+    guarded,
+    new_table,
+    parse,
+    require,
+    write_json,
+)
+from engine.cli.options import real
 from engine.errors import BundleError
 from engine.runtimes.plans import build_ahead, resolve
+from engine.sampler import find_bundle
 from engine.verify import Check
 
-EPILOG = f"""where --gan is a bundle already, the heads are added to it and the generator is not exported again
-(give a new --out, or --overwrite to replace the bundle itself); with --tensorrt and no --heads, plans are built into
-the bundle that is there, which does not change its content
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")  # onnxruntime: the exam at the end
+EPILOG = f"""parts that a training wrote (heads of lace-train, or of LACE) are added to a bundle with
+--bundle B --add PART... --out B2: a new bundle, with its exam and hashes; B itself is never changed
+
+with --tensorrt and a bundle alone (--bundle B), plans are built for the bundle and kept in this machine's cache
 
 targets of --tensorrt: sm80, sm86, sm89, sm120, sm121 (TensorRT-RTX; needs no GPU), gpu (TensorRT, for the GPU of this
 machine); without one: what the installed of the two can do
@@ -26,20 +38,23 @@ machine); without one: what the installed of the two can do
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lace-export",
         description="Make a bundle: ONNX graphs, weights and golden answers, checked against the original network.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--gan", metavar="FILE", required=True, help="checkpoint of a StyleGAN2 or StyleGAN3 generator, or a bundle")
-    add("--heads", metavar="FILE", nargs="+", action="extend", default=[], help="checkpoints of attribute heads")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--gan", metavar="FILE", help="checkpoint of a StyleGAN2 or StyleGAN3 generator")
+    source.add_argument("--bundle", metavar="DIR", help="a bundle that parts are added to, or demo")
+    add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
+        help="with --gan: files of attribute heads, or boundaries of InterFaceGAN (.npy)")
+    add("--add", metavar="PART", nargs="+", action="extend", default=[], help="with --bundle: files of parts")
     add("--out", metavar="DIR", help="the bundle to write (the name of --gan with .lace)")
     add("--name", help="name of the generator in the bundle (the name of --gan)")
-    add("--truncation", metavar="PSI", type=float, help="default truncation of requests (0.7)")
-    add("--guidance", metavar="X", type=float, help="default factor of a condition's log p (1)")
+    add("--truncation", metavar="PSI", type=real, help="default truncation of requests (0.7)")
+    add("--guidance", metavar="X", type=real, help="default factor of a condition's log p (1)")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
     add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
     add("--labels", metavar="FILE", help="names of the heads' attributes and classes")
@@ -52,22 +67,27 @@ def build_parser() -> argparse.ArgumentParser:
 class Progress:
     """One line per phase, with the seconds that it took. A call ends the phase before."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Terminal):
         self.console, self.phase, self.start = console, "", time.perf_counter()
 
     def __call__(self, phase: str) -> None:
         now = time.perf_counter()
         if self.phase:
-            self.console.print(f"{self.phase:<24}{now - self.start:7.1f} s", highlight=False)
+            self.console.print(f"{self.phase:<24}{now - self.start:7.1f} s")
         self.phase, self.start = phase, now
+
+    def note(self, text: str) -> None:
+        self.console.say(f"note: {text}")
 
 
 def run(options: argparse.Namespace) -> int:
-    progress = Progress(Console(stderr=True))
+    progress = Progress(Terminal(stderr=True))
     # A target that cannot be built for is refused before the export, which takes a minute.
     targets = [] if options.tensorrt is None else resolve(options.tensorrt)
-    is_made = options.tensorrt is not None and not options.heads and (Path(options.gan) / MANIFEST).is_file()
-    bundle = opened(options) if is_made else exported(options, progress)
+    is_bundle = options.bundle is not None or holds_bundle(options.gan)
+    is_made = is_bundle and options.tensorrt is not None and not (options.heads or options.add)
+    make = extended if options.bundle else exported
+    bundle = opened(options) if is_made else make(options, progress)
     if targets:
         progress("plans")
     plans = build_ahead(bundle, targets)
@@ -78,43 +98,67 @@ def run(options: argparse.Namespace) -> int:
                  "files": bundle.files, "plans": [str(plan) for plan in plans],
                  "remarks": list(manifest.provenance.get("remarks", ())),
                  "checks": list(manifest.provenance["parity"])}
-        write_json(json.dumps(facts, indent=1))
+        write_json(facts)
         return OK
-    console = Console()
+    console = Terminal()
     if not is_made:
         report(bundle, console)
     for plan in plans:
-        console.print(f"plan: {plan} ({plan.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+        console.say(f"plan: {plan} ({plan.stat().st_size / 1e6:.1f} MB)")
     return OK
 
 
+def holds_bundle(path: str) -> bool:
+    try:
+        return (Path(path) / MANIFEST).is_file()
+    except (OSError, ValueError):  # a name that no file can have; who opens it says so
+        return False
+
+
+def extended(options: argparse.Namespace, progress: Progress) -> Bundle:
+    """A new bundle with more parts."""
+    from exporter.export import add_parts
+
+    refuse_given(options, ("name", "truncation", "precision", "noise", "heads"),
+                 "does not go with --bundle, which keeps its generator as it is (heads are parts: --add)")
+    if options.out is None:
+        raise BundleError("--out is missing: parts are added in a new bundle, never in place")
+    return add_parts(options.bundle, options.add, out=options.out, labels=options.labels, guidance=options.guidance,
+                     overwrite=options.overwrite, progress=progress)
+
+
 def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
+    # Before the work, which takes a minute and ends with an exam on ONNX Runtime.
+    require("export", *PACKAGES)
     from exporter.export import export
 
+    refuse_given(options, ("add",), "goes with --bundle: a generator's heads are given with --heads")
+    if holds_bundle(options.gan):
+        progress.note("--gan with a bundle is deprecated and will go in 0.3: use --bundle B --add PART... --out B2")
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
                   guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,
                   labels=options.labels, overwrite=options.overwrite, progress=progress)
 
 
 def opened(options: argparse.Namespace) -> Bundle:
-    """The bundle that plans are added to; what would change it cannot be asked for at the same time."""
-    names = ("out", "name", "truncation", "guidance", "precision", "noise", "labels", "overwrite")
-    given = [f"--{name}" for name in names if getattr(options, name) not in (None, False)]
-    if given:
-        raise BundleError(f"{', '.join(given)}: {options.gan} is a bundle already, and without --heads only its plans "
-                          "are built, in place")
-    return Bundle(options.gan)
+    """The bundle that plans are built for; what would change it cannot be asked for at the same time."""
+    refuse_given(options, ("out", "name", "truncation", "guidance", "precision", "noise", "labels", "overwrite"),
+                 "changes nothing where only plans are built: leave it out, or add parts with --add")
+    return find_bundle(options.bundle or options.gan)
 
 
-def report(bundle: Bundle, console: Console) -> None:
+def refuse_given(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    if given := [f"--{name}" for name in names if getattr(options, name) not in (None, False, [])]:
+        raise BundleError(f"{', '.join(given)}: {why}")
+
+
+def report(bundle: Bundle, console: Terminal) -> None:
     """What was written: sizes, attributes, parity, remarks."""
     facts = bundle.generator
-    console.print(f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}",
-                  markup=False, highlight=False)
-    sizes = Table("file", "MB", title="sizes", title_justify="left")
-    for name, file in bundle.files.items():
-        sizes.add_row(name, f"{file['bytes'] / 1e6:.2f}")
-    attributes = Table("attribute", "kind", "values", "head", title="attributes", title_justify="left")
+    console.say(f"{facts.name}: {facts.architecture}, {facts.resolution} px, z {facts.z_dim}, w {facts.w_dim}")
+    sizes = add_rows(new_table("sizes", "file", "MB>"),
+                     ([name, f"{file['bytes'] / 1e6:.2f}"] for name, file in bundle.files.items()))
+    attributes = new_table("attributes", "attribute", "kind", "values", "head")
     for a in bundle.attributes.values():
         values = ", ".join(a.classes) if a.kind == "class" else f"{a.range[0]:g} to {a.range[1]:g}, sigma {a.sigma:g}"
         attributes.add_row(a.name, a.kind, values, f"{a.head} on {bundle.heads[a.head].space}")
@@ -123,13 +167,13 @@ def report(bundle: Bundle, console: Console) -> None:
         console.print(attributes)
     console.print(checks_table([Check(**check) for check in bundle.manifest.provenance["parity"]]))
     for remark in bundle.manifest.provenance.get("remarks", ()):
-        console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written: {bundle.path}", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"note: {remark}")
+    console.say(f"written: {bundle.path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(build_parser(), arguments)
-    return guarded(lambda: run(options))
+    return guarded(lambda: run(options), options.out)
 
 
 if __name__ == "__main__":

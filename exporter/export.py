@@ -1,26 +1,28 @@
 """The whole export: a generator and heads in, a bundle out.
 
     bundle = export("ffhq.pkl", ["smile.pt", "age.pt"], out="ffhq.lace")
+    more = add_parts("ffhq.lace", ["hat.safetensors"], out="more.lace")
 
-Where ``gan`` is a bundle already, its synthesis is not exported again: the heads are added and the rest is copied.
+A part that is added needs no checkpoint: the synthesis is not exported again but copied.
 """
 
+import difflib
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
+from numpy import ndarray as Array
 
 from engine.bundle import (
     FIELD,
+    FOR_PEOPLE,
     GOLDEN,
     MANIFEST,
-    Attribute,
     Bundle,
-    Head,
     Manifest,
     save_tensors,
     sha256,
@@ -28,18 +30,31 @@ from engine.bundle import (
     writing,
 )
 from engine.errors import BundleError
-from engine.reference import field as twin
+from engine.reference.answers import twin_answers
+from engine.sampler import find_bundle
 from engine.verify import PARTS, Check
 from exporter.checkpoints import load_generator, training_record
-from exporter.contents import check_heads, field_tensors, generator_facts, head_tensors, records, rename, versions
+from exporter.contents import (
+    array,
+    check_heads,
+    field_tensors,
+    generator_facts,
+    head_tensors,
+    records,
+    rename,
+    sharp_tensors,
+    versions,
+)
 from exporter.field_graphs import write_field_graphs
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
-from exporter.heads import load_heads
+from exporter.heads import read_labels
 from exporter.parity import check_module, examine, record, refuse
+from exporter.parts import read_part, sharpen, split_stacks
 from exporter.synthesis_graph import NOISES, PRECISIONS, export_synthesis
 
 SUFFIX = ".lace"
+MAX_NAME = 200  # letters: the temporary folder's name is longer, and file systems take 255
 Say = Callable[[str], None]
 
 
@@ -59,23 +74,28 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
 
     Raises ParityError, and writes nothing, if the graphs do not answer as the network did.
     """
-    check_options(truncation=truncation, guidance=guidance, precision=precision, noise=noise, lowering=lowering)
+    check_options(truncation=truncation, guidance=guidance, precision=precision, noise=noise, lowering=lowering,
+                  name=name)
     path = None if hasattr(gan, "mapping") else Path(gan)
     if out is None and path is None:
         raise BundleError("out= is needed for a generator that does not come from a file")
     target = Path(out) if out is not None else Path(f"{path.name.removesuffix(path.suffix)}{SUFFIX}")  # type: ignore
+    check_target(target)
     if path is not None and (path / MANIFEST).is_file():
         options = {"truncation": truncation, "precision": precision, "noise": noise, "lowering": lowering, "name": name}
         refuse_options(options)
-        return add_heads(
-            Bundle(path), read_heads(heads, labels), target, overwrite, provenance or {}, guidance, progress
-        )
+        if not heads:
+            raise BundleError(f"{path} is a bundle already: pass --heads to add to it")
+        bundle = Bundle(path)
+        stacks = read_stacks(heads, labels, bundle.field["mapping.w_avg"])
+        return add_stacks(bundle, stacks, target, overwrite, provenance or {}, guidance, progress)
     source = {}
     if path is not None:
         progress("reading the generator")
         gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path), **training_record(path)}
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
-    stacks = read_heads(heads, labels)
+    stacks = rename(read_stacks(heads, labels, array(gan.mapping.w_avg)), set())
+    refuse_lonely(stacks)
     check_heads(stacks, facts)
     manifest = Manifest(
         facts, *records(stacks, facts), graphs={}, provenance={**versions(), **source, **(provenance or {})}
@@ -97,7 +117,8 @@ def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, p
     answers = golden_answers(parts.mapping, parts.synthesis, stacks, noise=graph["noise"])
     save_tensors(folder / GOLDEN, answers)
     manifest = replace(
-        manifest, graphs={"synthesis": graph, **graphs}, provenance={**manifest.provenance, "remarks": remarks}
+        manifest, graphs={"synthesis": graph, **graphs},
+        provenance={**manifest.provenance, "remarks": [*parts.remarks, *remarks]},
     )
     # ONNX Runtime's CPU kernels cannot show what bfloat16 arithmetic does; torch's can.
     extra = check_module(parts.synthesis, graph, answers) if graph["precision"] == "bf16" else []
@@ -111,62 +132,90 @@ def finish(folder: Path, manifest: Manifest, progress: Say, parts: Sequence[str]
     progress("parity check")
     write_manifest(folder, manifest)
     checks = record([*examine(Bundle(folder), parts=parts), *extra])
-    kept = [] if "synthesis" in parts else [c for c in manifest.provenance.get("parity", ()) if is_picture(c)]
+    kept = [] if "synthesis" in parts else kept_checks(manifest.provenance.get("parity"))
     manifest = replace(manifest, provenance={**manifest.provenance, "parity": [*checks, *kept]})
     write_manifest(folder, manifest)
 
 
-def is_picture(check: dict) -> bool:
-    return str(check.get("name", "")).startswith("image")
+def kept_checks(parity: object) -> list[dict]:
+    """Of what an earlier export recorded, the checks of pictures. It may come from a stranger, or from 0.1."""
+    keys, kept = {"name": str, "error": float, "limit": float, "passed": bool, "note": str}, []
+    for check in parity if isinstance(parity, list) else ():
+        if not isinstance(check, dict):
+            continue
+        found = {"limit" if key == "floor" else key: value for key, value in check.items()}
+        is_whole = {"name", "error", "limit", "passed"} <= set(found) <= set(keys)
+        if is_whole and all(type(value) is keys[key] for key, value in found.items()):
+            kept += [found] if found["name"].startswith("image") else []
+    return kept
 
 
-def add_heads(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
-              progress: Say) -> Bundle:
+def add_parts(bundle, parts: Sequence, *, out: str | PathLike, labels: str | Path | None = None,
+              guidance: float | None = None, overwrite: bool = False, provenance: dict | None = None,
+              progress: Say = lambda phase: None) -> Bundle:
+    """Write the bundle ``out``: ``bundle`` (a path, 'demo' or a Bundle) and what the parts bring. Never in place.
+
+    parts   files that a training wrote (see exporter/parts.py), or HeadStacks
+    The result is of the newest format and has passed its exam. Raises BundleError, CheckpointError, ParityError.
+    """
+    opened, target = find_bundle(bundle), Path(out)
+    if not parts:
+        raise BundleError("there is nothing to add: pass --add with the files of one or more parts")
+    if target.exists() and target.resolve() == opened.path.resolve():
+        raise BundleError(f"{target} is the bundle itself, which is never changed: choose another --out")
+    stacks = read_stacks(parts, labels, opened.field["mapping.w_avg"])
+    return add_stacks(opened, stacks, target, overwrite, provenance or {}, guidance, progress)
+
+
+def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
+               progress: Say) -> Bundle:
     """The same generator with more heads. The synthesis is copied: its hash vouches for it."""
     old = bundle.manifest
+    if "synthesis" not in old.graphs:
+        raise BundleError(f"{bundle.path} has no synthesis, so its exam cannot be repeated: export the generator again")
     facts = bundle.generator if guidance is None else replace(bundle.generator, guidance=float(guidance))
-    if not stacks:
-        raise BundleError(f"{bundle.path} is a bundle already: pass --heads to add to it")
-    stacks = rename(stacks, set(bundle.heads))
-    check_heads(stacks, facts, known=set(bundle.attributes))
-    heads, attributes = records(stacks, facts)
-    manifest = replace(old, generator=facts, heads=old.heads + heads, attributes=old.attributes + attributes,
+    added, sharpened = split_stacks(stacks, bundle)
+    check_heads(added, facts, known=set(bundle.attributes))
+    heads, attributes = records(added, facts)
+    heads, attributes = sharpen(old.heads + heads, old.attributes + attributes, sharpened)
+    tensors = bundle.field | head_tensors(added) | sharp_tensors(sharpened)
+    new = {stack.name for stack in added} | {f"{s.name}.sharp" for s in added if s.sharp}
+    new |= {f"{name}.sharp" for name in sharpened}
+    manifest = replace(old, generator=facts, heads=heads, attributes=attributes,
                        provenance={**old.provenance, **provenance})
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
-        tensors = bundle.field | head_tensors(stacks)
         save_tensors(folder / FIELD, tensors)
         graphs = write_field_graphs(folder, facts, manifest.heads)
         manifest = replace(manifest, graphs={"synthesis": old.graphs["synthesis"], **graphs})
         shutil.copyfile(bundle.graph("synthesis"), folder / "synthesis.onnx")
+        for name in FOR_PEOPLE:
+            if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
+                shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, heads, attributes, bundle.golden))
+        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden,
+                                                                   normalise=facts.normalise))
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
 
 
-def twin_answers(tensors: dict, heads: Sequence[Head], attributes: Sequence[Attribute], given: dict) -> dict:
-    """Golden answers of new heads on the stored latents, by the float64 numpy definition of the field."""
-    tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    z, psi = given["z"].astype(np.float64), given["psi"].astype(np.float64)
-    w, hidden = twin.mapping(tensors, z, psi, given.get("label"))
-    answers = {}
-    for head in heads:
-        stack = twin.layers(tensors, f"head.{head.name}")
-        logits, activations = twin.head(stack, w if head.space == "w" else z)
-        for attribute in (a for a in attributes if a.head == head.name):
-            columns = slice(*attribute.columns)
-            seeds = np.eye(head.widths[-1])[columns]
-            gradient = twin.head_rows(stack, activations, seeds, rows=len(z))
-            if head.space == "w":
-                gradient = twin.pullback(tensors, z, psi, hidden, gradient)
-            answers[f"{attribute.name}.logits"] = logits[:, columns].astype(np.float32)
-            answers[f"{attribute.name}.gradient"] = gradient.astype(np.float32)
-    return {name: np.ascontiguousarray(answer) for name, answer in answers.items()}
+def check_target(target: Path) -> None:
+    """What cannot become a folder is said before the export, which takes a minute, and not at its end."""
+    if "\0" in str(target) or len(os.fsencode(target.name)) > MAX_NAME:
+        raise BundleError(f"the bundle cannot be called {target.name[:60]!r}: choose another --out, of up to "
+                          f"{MAX_NAME} letters and without a zero byte")
+    if target.is_symlink() and not target.exists():
+        raise BundleError(f"{target} is a link that leads nowhere: remove it, or choose another --out")
+    above = next(folder for folder in (*target.absolute().parents, Path("/")) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise BundleError(f"{target} cannot be written: {above} is not a folder that you may write to; choose another "
+                          "--out")
 
 
 def check_options(*, truncation: float | None, guidance: float | None, precision: str | None, noise: str | None,
-                  lowering: str | None) -> None:
+                  lowering: str | None, name: str | None) -> None:
+    if name is not None and not (name.isprintable() and 0 < len(name) <= MAX_NAME):
+        raise BundleError(f"the name is {name[:60]!r}; expected 1 to {MAX_NAME} printable letters")
     if truncation is not None and not (math.isfinite(truncation) and truncation >= 0):
         raise BundleError(f"truncation is {truncation}; expected a number from 0 (the mean) to 1 (no truncation)")
     if guidance is not None and not (math.isfinite(guidance) and guidance > 0):
@@ -186,7 +235,21 @@ def refuse_options(options: dict) -> None:
                           "leave it out, or export the generator's checkpoint again")
 
 
-def read_heads(heads: Sequence, labels: str | Path | None) -> list:
-    """HeadStacks, from paths where they are paths, each with a name of its own."""
-    stacks = [head if hasattr(head, "layers") else load_heads(head, labels=labels) for head in heads]
-    return rename(stacks, set())
+def read_stacks(heads: Sequence, labels: str | Path | None, centre: Array) -> list:
+    """HeadStacks, from paths where they are paths. ``centre``: the generator's mean w."""
+    wishes = read_labels(labels)
+    stacks = [head if hasattr(head, "layers") else read_part(head, labels=wishes, centre=centre) for head in heads]
+    known = [attribute.name for stack in stacks for attribute in stack.attributes]
+    for name in wishes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"they have: {', '.join(known[:20]) or 'none'}"
+            raise BundleError(f"--labels names the attribute {name[:60]!r}, which none of the heads has; {hint}")
+    return stacks
+
+
+def refuse_lonely(stacks: Sequence) -> None:
+    """A sharp stack alone has no flow."""
+    if lonely := [stack.name for stack in stacks if not stack.layers]:
+        raise BundleError(f"{', '.join(lonely)}: a head needs a smooth stack; a sharp one alone can only be added to a "
+                          "bundle that has the head: lace-export --bundle B --add PART --out B2")

@@ -1,4 +1,4 @@
-"""The field as ONNX graphs, written node by node: mapping, pullback, one head.{name} a head, and all in one.
+"""The field as ONNX graphs, written node by node: mapping, pullback, one head.{stack} a stack, and all in one.
 
 One file a head, because a runtime runs all of a graph (ONNX Runtime ignores ``only_execute_path_to_fetches`` in its
 inference builds) and a request mentions few of a bundle's heads. linearise.onnx is what a step of the default solver
@@ -97,8 +97,10 @@ def axes(graph: Graph, axis: int) -> str:
     return graph.constant(f"axis.{axis}", np.array([axis], np.int64))
 
 
-def second_moment(graph: Graph, z: str) -> tuple[str, str]:
-    """z -> z / s and s (rows, 1), with s = sqrt(mean z^2 + 1e-8)."""
+def normalised(graph: Graph, facts: GeneratorFacts, z: str) -> tuple[str, str | None]:
+    """z -> z / s and s (rows, 1), with s = sqrt(mean z^2 + 1e-8); or z as it is and None, as the facts say."""
+    if not facts.normalise:
+        return z, None
     mean = graph.node("ReduceMean", graph.node("Mul", z, z), axes(graph, 1), keepdims=1)
     s = graph.node("Sqrt", graph.node("Add", mean, scalar(graph, "epsilon", 1e-8)))
     return graph.node("Div", z, s), s
@@ -123,29 +125,30 @@ def row_slope(graph: Graph, activation: str) -> str:
     return graph.node("Where", positive, scalar(graph, "one", 1.0), scalar(graph, "slope", SLOPE))
 
 
-def head_graph(file: Path, head: Head) -> Graph:
-    """x (rows, dim), seeds (k, C) -> logits (rows, C), slopes (rows, k, dim): the derivatives of seeds @ logits."""
-    graph = Graph(f"head.{head.name}", file)
-    dim, logits = head.widths[0], head.widths[-1]
-    x, seeds = graph.input("x", (ROWS, dim)), graph.input("seeds", (K, logits))
-    head_nodes(graph, head, x, seeds, graph.output("logits", (ROWS, logits)), graph.output("slopes", (ROWS, K, dim)))
+def head_graph(file: Path, stack: str, widths: Sequence[int]) -> Graph:
+    """x (rows, dim), seeds (rows, k, C) -> logits (rows, C), slopes (rows, k, dim): derivatives of seeds @ logits."""
+    graph = Graph(f"head.{stack}", file)
+    dim, logits = widths[0], widths[-1]
+    x, seeds = graph.input("x", (ROWS, dim)), graph.input("seeds", (ROWS, K, logits))
+    outputs = graph.output("logits", (ROWS, logits)), graph.output("slopes", (ROWS, K, dim))
+    hidden = forward_nodes(graph, f"head.{stack}", widths, x, outputs[0])
+    backward_nodes(graph, f"head.{stack}", seeds, hidden, outputs[1])
     return graph
 
 
-def head_nodes(graph: Graph, head: Head, x: str, seeds: str, logits: str, out: str) -> None:
-    """The head at x, its logits and its ``seeds @ logits``' slopes."""
-    prefix, top = f"head.{head.name}", len(head.widths) - 2
-    hidden = []
+def forward_nodes(graph: Graph, prefix: str, widths: Sequence[int], x: str, logits: str) -> list[str]:
+    """A stack of dense layers at x; returns its hidden activations."""
+    top, hidden = len(widths) - 2, []
     for i in range(top):
-        source = hidden[-1] if hidden else x
-        hidden.append(graph.node("LeakyRelu", dense(graph, source, f"{prefix}.{i}"), alpha=SLOPE))
+        hidden.append(graph.node("LeakyRelu", dense(graph, hidden[-1] if hidden else x, f"{prefix}.{i}"), alpha=SLOPE))
     dense(graph, hidden[-1] if hidden else x, f"{prefix}.{top}", logits)
-    cotangent = graph.node("MatMul", seeds, graph.weight(f"{prefix}.{top}.weight"))
-    cotangent = graph.node("Unsqueeze", cotangent, axes(graph, 0))
-    if not hidden:  # a linear head: the same slopes for every row
-        rows = graph.node("Shape", x, start=0, end=1)
-        size = graph.node("Concat", rows, graph.constant("ones", np.array([1, 1], np.int64)), axis=0)
-        graph.node("Expand", cotangent, size, out=out)
+    return hidden
+
+
+def backward_nodes(graph: Graph, prefix: str, seeds: str, hidden: Sequence[str], out: str) -> None:
+    """seeds ([rows,] k, C) -> (rows, k, dim), or (k, dim) of a linear stack whose seeds all rows share."""
+    last = graph.weight(f"{prefix}.{len(hidden)}.weight")
+    cotangent = graph.node("MatMul", seeds, last, out=None if hidden else out)
     for i in reversed(range(len(hidden))):
         product = graph.node("Mul", cotangent, slope(graph, hidden[i]))
         cotangent = graph.node("MatMul", product, graph.weight(f"{prefix}.{i}.weight"), out=None if i else out)
@@ -155,7 +158,7 @@ def mapping_graph(file: Path, facts: GeneratorFacts) -> Graph:
     """z (rows, z_dim), psi (rows, 1) [, label (rows,)] -> w (rows, w_dim) truncated, hidden.{i} (rows, w_dim)."""
     graph = Graph("mapping", file)
     z, psi, label = latent(graph, facts)
-    x, _ = second_moment(graph, z)
+    x, _ = normalised(graph, facts, z)
     w = graph.output("w", (ROWS, facts.w_dim))
     hidden = mapping_nodes(graph, x, psi, label, w)
     for name in hidden:
@@ -170,7 +173,7 @@ def latent(graph: Graph, facts: GeneratorFacts) -> tuple[str, str, str | None]:
 
 
 def mapping_nodes(graph: Graph, x: str, psi: str, label: str | None, w: str) -> list[str]:
-    """Normalised x -> truncated ``w``; returns the hidden activations."""
+    """Normalised x -> truncated ``w``; returns the hidden activations. Without layers x itself is truncated."""
     if label:
         embedded = graph.node("Gather", graph.weight("mapping.embedding"), label, axis=0)
         x = graph.node("Concat", x, embedded, axis=1)
@@ -193,13 +196,21 @@ def pullback_graph(file: Path, facts: GeneratorFacts) -> Graph:
     g = graph.node("Mul", cotangent, graph.node("Unsqueeze", psi, axes(graph, 2)))
     for i in reversed(range(count)):
         g = graph.node("MatMul", graph.node("Mul", g, slope(graph, hidden[i])), backward_weight(graph, facts, i))
-    x, s = second_moment(graph, z)
-    x = graph.node("Unsqueeze", x, axes(graph, 1))
-    radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, 2), keepdims=1)
-    tangent = graph.node("Sub", g, graph.node("Mul", radial, x))
     dz = graph.output("dz", (ROWS, R, facts.z_dim))
-    graph.node("Div", tangent, graph.node("Unsqueeze", s, axes(graph, 1)), out=dz)
+    x, s = normalised(graph, facts, z)
+    if s is None:
+        graph.node("Mul", g, scalar(graph, "one", 1.0), out=dz)
+        return graph
+    x = graph.node("Unsqueeze", x, axes(graph, 1))
+    denormalise(graph, g, x, graph.node("Unsqueeze", s, axes(graph, 1)), dz, axis=2)
     return graph
+
+
+def denormalise(graph: Graph, g: str, x: str, s: str, out: str, *, axis: int) -> None:
+    """Cotangents on x = z / s -> on z: (g - x mean(x g)) / s. ``axis``: the latent's."""
+    radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, axis), keepdims=1)
+    tangent = graph.node("Sub", g, graph.node("Mul", radial, x))
+    graph.node("Div", tangent, s, out=out)
 
 
 def backward_weight(graph: Graph, facts: GeneratorFacts, layer: int) -> str:
@@ -221,7 +232,7 @@ def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) ->
     """
     graph = Graph("linearise", file)
     z, psi, label = latent(graph, facts)
-    x, s = second_moment(graph, z)
+    x, s = normalised(graph, facts, z)
     w = graph.output("w", (ROWS, facts.w_dim))
     hidden = mapping_nodes(graph, x, psi, label, w)
     near = graph.node("Gather", w, graph.input("near_row", ("near",), TensorProto.INT64), axis=0)
@@ -234,10 +245,12 @@ def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) ->
     for i in reversed(range(len(hidden))):
         slopes = graph.node("Gather", row_slope(graph, hidden[i]), row, axis=0)
         g = graph.node("MatMul", graph.node("Mul", g, slopes), backward_weight(graph, facts, i))
+    jacobian = graph.output("jacobian", (PAIRS, facts.z_dim))
+    if s is None:
+        graph.node("Mul", g, scalar(graph, "one", 1.0), out=jacobian)
+        return graph
     x, s = (graph.node("Gather", name, row, axis=0) for name in (x, s))
-    radial = graph.node("ReduceMean", graph.node("Mul", g, x), axes(graph, 1), keepdims=1)
-    tangent = graph.node("Sub", g, graph.node("Mul", radial, x))
-    graph.node("Div", tangent, s, out=graph.output("jacobian", (PAIRS, facts.z_dim)))
+    denormalise(graph, g, x, s, jacobian, axis=1)
     return graph
 
 
@@ -251,9 +264,9 @@ def switched_head(graph: Graph, file: Path, head: Head, w: str) -> str:
     then, otherwise = (Graph(f"{branch}.{name}", file, prefix=f"{name}/{branch}.") for branch in ("then", "else"))
     found = [(f"{then.prefix}{end}", shape) for end, shape in ends]
     x = then.node("Gather", w, rows, axis=0)
-    head_nodes(then, head, x, seeds, found[0][0], f"{then.prefix}each")
+    each = slopes_of_all(then, head, x, seeds, found[0][0])
     flat = then.constant(f"{then.prefix}flat", np.array([-1, dim], np.int64))
-    then.node("Reshape", f"{then.prefix}each", flat, out=found[1][0])
+    then.node("Reshape", each, flat, out=found[1][0])
     missing = [(f"{otherwise.prefix}{end}", shape) for end, shape in ends]
     for (out, _), width in zip(missing, (logits, dim), strict=True):
         empty = numpy_helper.from_array(np.zeros((0, width), np.float32))
@@ -266,11 +279,27 @@ def switched_head(graph: Graph, file: Path, head: Head, w: str) -> str:
     return outputs[1]
 
 
+def slopes_of_all(graph: Graph, head: Head, x: str, seeds: str, logits: str) -> str:
+    """The head at x with seeds (k, C) that all rows share: gives ``logits``, and returns its slopes (m, k, dim)."""
+    prefix, out = f"head.{head.name}", f"{graph.prefix}each"
+    hidden = forward_nodes(graph, prefix, head.widths, x, logits)
+    if hidden:
+        backward_nodes(graph, prefix, graph.node("Unsqueeze", seeds, axes(graph, 0)), hidden, out)
+        return out
+    backward_nodes(graph, prefix, seeds, hidden, f"{graph.prefix}slopes.of.any")
+    slopes = graph.node("Unsqueeze", f"{graph.prefix}slopes.of.any", axes(graph, 0))
+    rows = graph.node("Shape", x, start=0, end=1)
+    size = graph.node("Concat", rows, graph.constant("ones", np.array([1, 1], np.int64)), axis=0)
+    return graph.node("Expand", slopes, size, out=out)
+
+
 def write_field_graphs(folder: Path, facts: GeneratorFacts, heads: Sequence[Head]) -> dict[str, dict]:
     """Write the graphs beside the field.safetensors that ``folder`` holds; their entries for the manifest."""
     file = folder / FIELD
+    stacks = {head.name: head.widths for head in heads}
+    stacks |= {f"{head.name}.sharp": head.sharp.widths for head in heads if head.sharp}
     graphs = [mapping_graph(file, facts), pullback_graph(file, facts), linearise_graph(file, facts, heads),
-              *(head_graph(file, head) for head in heads)]
+              *(head_graph(file, stack, widths) for stack, widths in stacks.items())]
     for graph in graphs:
         graph.save(folder / f"{graph.name}.onnx")
     return {graph.name: {"file": f"{graph.name}.onnx"} for graph in graphs}

@@ -41,35 +41,33 @@ def stack_logits(layers: Sequence[tuple], x: Tensor) -> Tensor:
     return x
 
 
-def head_answers(stack, logits: Tensor, z: Tensor) -> dict[str, Array]:
-    """``{attr}.logits`` (n, C) and ``{attr}.gradient`` (n, C, z_dim) of every attribute of one head."""
-    answers = {}
-    for attribute in stack.attributes:
-        own = logits[:, slice(*attribute.columns)]
-        # Rows do not see each other, so the gradient of the sum over rows holds every row's own gradient.
-        rows = [torch.autograd.grad(column.sum(), z, retain_graph=True)[0] for column in own.unbind(dim=1)]
-        answers[f"{attribute.name}.logits"] = own.detach().float().numpy()
-        answers[f"{attribute.name}.gradient"] = torch.stack(rows, dim=1).float().numpy()
-    return answers
+def stack_answers(name: str, logits: Tensor, z: Tensor) -> dict[str, Array]:
+    """``{name}.logits`` (n, C) and ``{name}.gradient`` (n, C, z_dim) of one stack."""
+    # Rows do not see each other, so the gradient of the sum over rows holds every row's own gradient.
+    rows = [torch.autograd.grad(column.sum(), z, retain_graph=True)[0] for column in logits.unbind(dim=1)]
+    return {f"{name}.logits": logits.detach().float().numpy(), f"{name}.gradient": torch.stack(rows, 1).float().numpy()}
 
 
 def field_answers(mapping: Any, heads: Sequence, given: dict[str, Array]) -> dict[str, Array]:
-    """w (n, w_dim) and the answers of every head, from float64 modules."""
+    """mapping.w (n, w_dim) and the answers of every stack, head.{stack}.logits and .gradient, in float64."""
     mapping = copy.deepcopy(mapping).double().eval().requires_grad_(False)
     z = torch.from_numpy(given["z"]).double().requires_grad_()
     psi = torch.from_numpy(given["psi"]).double()
     label = torch.from_numpy(given["label"]) if "label" in given else None
     average = mapping.w_avg
     w = average + psi * (mapping(z, label) - average)
-    answers = {"w": w.detach().float().numpy()}
-    for stack in heads:
-        answers |= head_answers(stack, stack_logits(stack.layers, w if stack.space == "w" else z), z)
+    answers = {"mapping.w": w.detach().float().numpy()}
+    for head in heads:
+        x, name = w if head.space == "w" else z, f"head.{head.name}"
+        answers |= stack_answers(name, stack_logits(head.layers, x), z)
+        if head.sharp:
+            answers |= stack_answers(f"{name}.sharp", stack_logits(head.sharp.layers, x), z)
     return answers
 
 
 @torch.no_grad()
 def image_answers(synthesis: Synthesis, w: Array, noise: str) -> dict[str, Array]:
-    """``images`` (n, C, s, s), box-averaged to at most 64 pixels, and ``image`` (1, C, R, R), the first in full.
+    """``synthesis.images`` (n, C, s, s), box-averaged, and ``synthesis.image`` (1, C, R, R), the first in full.
 
     With noise mode 'input' the answers are for noise inputs of zero.
     """
@@ -80,11 +78,11 @@ def image_answers(synthesis: Synthesis, w: Array, noise: str) -> dict[str, Array
         full = image if full is None else full
         averaged.append(small(image))
     assert full is not None
-    return {"image": full, "images": np.concatenate(averaged)}
+    return {"synthesis.image": full, "synthesis.images": np.concatenate(averaged)}
 
 
 def golden_answers(mapping: Any, synthesis: Synthesis, heads: Sequence, *, noise: str) -> dict[str, Array]:
-    """Everything that golden.safetensors holds; float32 except the integer labels."""
+    """Everything that golden.safetensors holds, the answers of a graph under its name; float32 except the labels."""
     given = latents(mapping.z_dim, mapping.c_dim)
     answers = given | field_answers(mapping, heads, given)
-    return answers | image_answers(synthesis, answers["w"], noise)
+    return answers | image_answers(synthesis, answers["mapping.w"], noise)

@@ -1,22 +1,23 @@
 """A restricted unpickler: reads checkpoints without running anything that they contain.
 
 ``loads`` is a small stack machine of our own, not a subclass of ``pickle.Unpickler``: every opcode that it knows
-is written here, names resolve in the table of ``exporter.passive`` and nowhere else, and only plain containers and
-the records of that module can be filled. The source code that NVIDIA's files carry is never looked at.
-Needs numpy only.
+is written here, names resolve in the table of ``exporter.vocabulary`` and nowhere else, and only plain containers and
+the records of ``exporter.passive`` can be filled. A name outside the table becomes an inert ``Foreign`` record, so
+that a generator can be read from a file whose discriminator is somebody else's. The source code that NVIDIA's files
+carry is never looked at. One ``Budget`` bounds the work and the memory of a whole file. Needs numpy only.
 """
 
 import io
 import pickletools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import CheckpointError
 from exporter.passive import (
     PRIMITIVES,
-    TABLE,
     Budget,
+    Foreign,
     Global,
     Module,
     Namespace,
@@ -24,31 +25,31 @@ from exporter.passive import (
     PendingArray,
     PendingDtype,
     Storage,
-    build_array,
-    build_dtype,
     is_a,
     is_count,
-    itemsize,
     need,
+    shown,
 )
+from exporter.vocabulary import TABLE, build_array, build_dtype, items_of_set, itemsize, plain_dict
 
-__all__ = ["Module", "Namespace", "Network", "Storage", "is_legacy_torch", "loads", "loads_legacy_torch"]
+__all__ = ["Foreign", "Module", "Namespace", "Network", "Storage", "is_legacy_torch", "loads", "loads_legacy_torch"]
 
 MAX_OPCODES = 5_000_000
 MAX_DEPTH = 200
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")  # behind PROTO 2
 STORAGE_TABLE = {key: value for key, value in TABLE.items() if value.storage}
-ADVICE = "nothing was executed. Get the file from its authors again, or save the bare state_dict with torch.save"
+ADVICE = "nothing was executed. Get the file from its authors again"
 
 Persistent = Callable[[Any], Any]
 
 
 class Machine:
-    """The stack, the memo and the budget of one pickle."""
+    """The stack, the memo and the budget of one pickle. ``open_world``: names outside the table become records."""
 
-    def __init__(self, table: Mapping[tuple[str, str], Global], persistent: Persistent | None, budget: Budget):
-        self.table, self.persistent, self.budget = table, persistent, budget
+    def __init__(self, table: Mapping[tuple[str, str], Global], persistent: Persistent | None, budget: Budget, *,
+                 open_world: bool = False):
+        self.table, self.persistent, self.budget, self.open_world = table, persistent, budget, open_world
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -79,38 +80,48 @@ class Machine:
         del self.stack[-n:]
         return items
 
-    def top(self, kind: type) -> Any:
-        need(self.stack and is_a(self.stack[-1], kind), f"a {kind.__name__} was expected on the stack")
-        return self.stack[-1]
-
     def look_up(self, module: Any, name: Any) -> None:
         need(is_a(module, str) and is_a(name, str), "a name that is not text")
         found = self.table.get((module, name))
+        if found is None and self.open_world:
+            found = self.budget.look_up(module, name)
         if found is None:
             raise CheckpointError(
-                f"the checkpoint refers to {f'{module}.{name}'!r:.120}, which is not on the list of things that a "
+                f"the checkpoint refers to {shown(f'{module}.{name}', 120)}, which is not on the list of things that a "
                 f"checkpoint may hold; {ADVICE}"
             )
         self.stack.append(found)
 
     def reduce(self) -> None:
         target, args = self.take(2)
-        need(is_a(target, Global) and is_a(args, tuple), "a call of something that is not a name, or without tuple")
-        make: Any = target.make
-        need(make is not None, f"a call of {target.name!r:.60}")
+        need(is_a(args, tuple), "a call without a tuple")
+        if is_a(target, Foreign):  # what a foreign call gave is called: still nothing but a name
+            self.stack.append(Foreign(target.name))
+            return
+        need(is_a(target, Global), "a call of something that is not a name")
+        make = target.make
+        if make is None:
+            raise CheckpointError(f"the checkpoint calls {shown(target.name, 60)}; {ADVICE}")
         self.stack.append(make(self.budget, args))
 
     def reduce_with_keywords(self) -> None:
-        need(self.stack and self.stack[-1] == {}, "a call with keywords")
-        self.stack.pop()
+        target, args, keywords = self.take(3)
+        need(is_a(keywords, dict), "a call with keywords that are no dict")
+        need(not keywords or (is_a(target, Global) and target.foreign), "a call with keywords")
+        self.stack += [target, args]
         self.reduce()
 
     def build(self) -> None:
         """Fill the top of the stack. Only records of ``passive`` have a state; attributes are never set."""
+        target: Any
         target, state = self.take(2)
         result: Any = target
         if is_a(target, Network, Namespace):
-            need(is_a(state, dict) and all(is_a(k, str) for k in state), "a state that is not a dict")
+            need(is_a(state, dict), "a state that is not a dict")
+            self.budget.spend(len(state))
+            need(all(is_a(k, str) for k in state), "a state with names that are not text")
+            target.state = state
+        elif is_a(target, Foreign):
             target.state = state
         elif is_a(target, dict):
             pass  # the attributes of an OrderedDict: torch leaves `_metadata` there, of no use here
@@ -120,9 +131,10 @@ class Machine:
             result = build_dtype(target, state)
         else:
             raise CheckpointError(f"the checkpoint gives a state to a {type(target).__name__}; {ADVICE}")
-        if result is not target:
-            # numpy memoises the shell before it is filled.
+        if is_a(target, PendingArray, PendingDtype):
+            # numpy memoises the shell before it is filled. Emptied, so that a second BUILD costs nothing.
             self.memo.update(dict.fromkeys(target.memo_keys, result))
+            target.memo_keys = []
         self.stack.append(result)
 
     def persist(self, identity: Any) -> None:
@@ -132,23 +144,32 @@ class Machine:
 
     def memoise(self, index: int) -> None:
         need(self.stack and is_count(index), "an empty stack has nothing to remember")
+        # Every pickler counts upwards. Numbers of the file's own choice could be made to collide.
+        need(index <= 2 * len(self.memo) + 1024, "a memo that is not numbered in order")
         value = self.memo[index] = self.stack[-1]
         if is_a(value, PendingArray, PendingDtype):
             value.memo_keys.append(index)
 
     def recall(self, index: int) -> None:
-        need(index in self.memo, "a reference to something that was never stored")
+        need(is_count(index) and index in self.memo, "a reference to something that was never stored")
         self.stack.append(self.memo[index])
 
-    def set_items(self, items: list[Any]) -> None:
-        target = self.top(dict)
-        need(len(items) % 2 == 0, "an odd number of keys and values")
-        need(all(is_a(key, *PRIMITIVES) for key in items[::2]), "a key that is neither text nor a number")
-        target.update(zip(items[::2], items[1::2], strict=True))
+    def fill(self, kind: type, change: Callable[[Any], object]) -> None:
+        """Change the container on the top of the stack; a foreign one stays as it is."""
+        need(self.stack and is_a(self.stack[-1], kind, Foreign), f"a {kind.__name__} was expected on the stack")
+        if not is_a(self.stack[-1], Foreign):
+            change(self.stack[-1])
 
-    def new_set(self, items: list[Any], kind: type) -> Any:
-        need(all(is_a(item, *PRIMITIVES) for item in items), "a set of things other than text and numbers")
-        return kind(items)
+    def append(self, items: Sequence[Any]) -> None:
+        self.fill(list, lambda target: target.extend(items))
+
+    def set_items(self, items: Sequence[Any]) -> None:
+        need(len(items) % 2 == 0, "an odd number of keys and values")
+        pairs = zip(items[::2], items[1::2], strict=True)
+        self.fill(dict, lambda target: target.update(plain_dict(self.budget, pairs)))
+
+    def add_items(self, items: Sequence[Any]) -> None:
+        self.fill(set, lambda target: target.update(items_of_set(self.budget, items)))
 
     def new_dict(self) -> None:
         items = self.pop_mark()
@@ -193,14 +214,14 @@ OPCODES: dict[str, Callable[[Machine, Any], object]] = {
     "LIST": lambda m, a: m.gather(list),
     "TUPLE": lambda m, a: m.gather(tuple),
     "DICT": lambda m, a: m.new_dict(),
-    "FROZENSET": lambda m, a: m.gather(lambda items: m.new_set(items, frozenset)),
+    "FROZENSET": lambda m, a: m.gather(lambda items: frozenset(items_of_set(m.budget, items))),
     "TUPLE1": lambda m, a: m.stack.append(m.take(1)),
     "TUPLE2": lambda m, a: m.stack.append(m.take(2)),
     "TUPLE3": lambda m, a: m.stack.append(m.take(3)),
-    "APPEND": lambda m, a: (lambda items: m.top(list).extend(items))(m.take(1)),
-    "APPENDS": lambda m, a: (lambda items: m.top(list).extend(items))(m.pop_mark()),
-    "ADDITEMS": lambda m, a: (lambda items: m.top(set).update(m.new_set(items, set)))(m.pop_mark()),
-    "SETITEM": lambda m, a: m.set_items(list(m.take(2))),
+    "APPEND": lambda m, a: m.append(m.take(1)),
+    "APPENDS": lambda m, a: m.append(m.pop_mark()),
+    "ADDITEMS": lambda m, a: m.add_items(m.pop_mark()),
+    "SETITEM": lambda m, a: m.set_items(m.take(2)),
     "SETITEMS": lambda m, a: m.set_items(m.pop_mark()),
     "MEMOIZE": lambda m, a: m.memoise(len(m.memo)),
     "GLOBAL": Machine.global_line,
@@ -218,10 +239,13 @@ def run(file: io.BytesIO, machine: Machine) -> Any:
     """One pickle, up to and including its STOP."""
     for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
         need(count < MAX_OPCODES, "an endless pickle")
+        machine.budget.spend()
         if opcode.name == "STOP":
             break
-        need(opcode.name in OPCODES, f"the pickle opcode {opcode.name}, which no checkpoint needs")
-        OPCODES[opcode.name](machine, arg)
+        act = OPCODES.get(opcode.name)
+        if act is None:
+            raise CheckpointError(f"it holds the pickle opcode {opcode.name}, which no checkpoint needs; {ADVICE}")
+        act(machine, arg)
     need(len(machine.stack) == 1 and not machine.marks, "an unbalanced pickle")
     check_depth(machine.stack[0])
     return machine.stack[0]
@@ -232,7 +256,7 @@ def children(value: Any) -> list[Any]:
         return list(value.values())
     if is_a(value, list, tuple):
         return list(value)
-    return [value.state] if is_a(value, Module, Network, Namespace) else []
+    return [value.state] if is_a(value, Module, Network, Namespace, Foreign) else []
 
 
 def check_depth(root: Any) -> None:
@@ -255,24 +279,30 @@ def guarded(what: str, action: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{what} is damaged or truncated ({type(error).__name__}: {error!s:.100}); download it again"
+            f"{what} is damaged or truncated ({type(error).__name__}: {str(error)[:100]}); download it again"
         ) from error
 
 
 def loads(data: bytes, *, persistent: Persistent | None = None, budget: Budget | None = None) -> Any:
     """The content of one pickle. ``persistent`` turns persistent ids into values; without it they are refused."""
-    budget = budget or Budget(4 * len(data) + 2**26)
-    return guarded("the pickle", lambda: run(io.BytesIO(data), Machine(FULL_TABLE, persistent, budget)))
+    machine = Machine(FULL_TABLE, persistent, budget or Budget.of_file(len(data)), open_world=True)
+    return guarded("the pickle", lambda: run(io.BytesIO(data), machine))
 
 
 def storage_identity(identity: Any) -> tuple[str, str, int]:
     """(numpy type, key, number of elements) of torch's ('storage', type, key, device, numel[, view])."""
     need(is_a(identity, tuple) and len(identity) in (5, 6) and identity[0] == "storage", "an unknown persistent id")
     kind, key, numel = identity[1], identity[2], identity[4]
-    need(is_a(kind, Global) and kind.storage, "a storage of an unknown type")
+    dtype = kind.storage if is_a(kind, Global) else None
+    need(dtype, "a storage of an unknown type")
     need(is_a(key, str) and is_count(numel), "a storage without a key or a size")
     need(len(identity) == 5 or identity[5] is None, "a view of a storage, as only very old torch wrote it")
-    return kind.storage, key, numel
+    return dtype, key, numel  # type: ignore[return-value]
+
+
+def is_foreign_storage(identity: Any) -> bool:
+    """Whether a storage is of a type that numpy does not have: quantised, complex, or one of no type."""
+    return is_a(identity, tuple) and len(identity) in (5, 6) and is_a(identity[1], Global) and identity[1].foreign
 
 
 def is_legacy_torch(data: bytes) -> bool:
@@ -281,14 +311,15 @@ def is_legacy_torch(data: bytes) -> bool:
 
 def loads_legacy_torch(data: bytes, *, budget: Budget | None = None) -> Any:
     """What torch.save wrote before 1.6: five pickles (magic, version, system, content, keys), then the storages."""
-    budget = budget or Budget(4 * len(data) + 2**26)
+    budget = budget or Budget.of_file(len(data))
     return guarded("the torch file", lambda: _legacy(data, FULL_TABLE, budget))
 
 
 def load_from_bytes(budget: Budget, args: tuple) -> Storage:
     """One storage in the same legacy format, nested in a pickle. Its names can only be storage types."""
     need(len(args) == 1 and is_a(args[0], bytes, bytearray), "a storage without bytes")
-    storage = _legacy(args[0], STORAGE_TABLE, budget)
+    budget.spend(len(args[0]))
+    storage = _legacy(bytes(args[0]), STORAGE_TABLE, budget)
     need(is_a(storage, Storage), "a nested stream that is not a storage")
     return storage
 
@@ -311,10 +342,12 @@ def _legacy(data: bytes, table: Mapping[tuple[str, str], Global], budget: Budget
         need(sizes.setdefault(key, (dtype, numel)) == (dtype, numel), "two sizes of one storage")
         return Storage(dtype, numel, None)
 
-    run(file, Machine(table, note, budget))
+    is_open = table is FULL_TABLE
+    run(file, Machine(table, note, budget, open_world=is_open))
     storages = _read_storages(file, data, header(), sizes)
     file.seek(start)
-    return run(file, Machine(table, lambda identity: storages[storage_identity(identity)[1]], budget))
+    machine = Machine(table, lambda identity: storages[storage_identity(identity)[1]], budget, open_world=is_open)
+    return run(file, machine)
 
 
 def _read_storages(file: io.BytesIO, data: bytes, keys: Any, sizes: dict[str, tuple[str, int]]) -> dict[str, Storage]:

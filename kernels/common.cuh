@@ -27,9 +27,6 @@ using namespace std;
 #endif
 typedef REAL real;
 
-#define FP32 0
-#define TF32 1
-#define FP16 2
 #ifndef PRECISION
 #define PRECISION FP32
 #endif
@@ -40,11 +37,6 @@ HOST_ONLY(typedef _Float16 operand;)
 #else
 typedef real operand;
 #endif
-
-enum Phase { IDLE, FRESH, RUNNING, FINAL };
-enum Status { STATUS_RUNNING, STATUS_DONE, STATUS_STEP_LIMIT, STATUS_NONFINITE, STATUS_STEP_UNDERFLOW };
-enum Counter { STEPS, EVALUATIONS, REJECTED, FORCED };
-enum Queue { COUNT, NEXT, ROWS_RUNNING, ITERATIONS, LIMIT, GOES_ON };
 
 // What the kernels before have written is complete after this, and the kernels behind may be brought in. Every block
 // must come here, or a later kernel could be told that an earlier one has ended. Without the launch attribute for

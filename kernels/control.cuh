@@ -131,6 +131,16 @@ EITHER bool all_finite(const Team& team, const real* x, int n) {
     return team.sum(bad) == 0;
 }
 
+EITHER const real* trial_w_of(const Solve& s, int row) {
+    return s.in_w ? s.trial + (long long)row * s.width : s.trial_w + (long long)row * s.w_stride;
+}
+
+// Whether the first evaluation is finite; w too, which a condition on z alone does not read.
+EITHER bool starts_well(const Team& team, const Solve& s, int row, double logp, const real* gradient) {
+    bool is_whole = all_finite(team, trial_w_of(s, row), s.w_dim);
+    return all_finite(team, gradient, s.width) && is_whole && is_finite(logp);
+}
+
 // A condition without columns and without near has arrived before it starts.
 EITHER bool asks_nothing(const Solve& s, int row) {
     int ticket = s.ticket[row];
@@ -140,7 +150,7 @@ EITHER bool asks_nothing(const Solve& s, int row) {
 // The trial point becomes the row's point, without its derivatives.
 EITHER void move(const Team& team, const Solve& s, int row) {
     long long r = row;
-    const real* w = s.in_w ? s.trial + r * s.width : s.trial_w + r * s.w_stride;
+    const real* w = trial_w_of(s, row);
     for (int i = team.thread(); i < s.width; i += team.threads()) s.z[r * s.width + i] = s.trial[r * s.width + i];
     for (int i = team.thread(); i < s.w_dim; i += team.threads()) s.w[r * s.w_dim + i] = w[i];
     for (int i = team.thread(); i < s.outputs; i += team.threads())
@@ -166,8 +176,10 @@ EITHER void keep(const Team& team, const Solve& s, int row, double share = 0) {
 }
 
 // A finished row writes its ticket's results; its place is free.
-EITHER void retire(const Team& team, const Solve& s, int row, const Fate& fate) {
+EITHER void retire(const Team& team, const Solve& s, int row, Fate fate) {
     long long r = row, ticket = s.ticket[row];
+    bool finite = all_finite(team, s.w + r * s.w_dim, s.w_dim) && is_finite(fate.logp);
+    if (fate.status == STATUS_DONE && !finite) fate.status = STATUS_NONFINITE;
     for (int i = team.thread(); i < s.width; i += team.threads())
         s.result_z[ticket * s.width + i] = s.z[r * s.width + i];
     for (int i = team.thread(); i < s.w_dim; i += team.threads())

@@ -2,6 +2,16 @@
 // between tape and network. The dense layers in between are in dense.cuh.
 #pragma once
 
+// The root mean square of z; not a number where the squares' sum overflows, since z / infinity would be a finite and
+// wrong input.
+EITHER real moment_of(const Team& team, const Solve& s, const real* z) {
+    double squares = 0;
+    for (int i = team.thread(); i < s.width; i += team.threads()) squares += z[i] * z[i];
+    squares = team.sum(squares);
+    real total = (real)squares, overflow = total - total;  // 0, or not a number
+    return sqrt((real)(squares / s.width) + (real)MOMENT_EPSILON) + overflow;
+}
+
 // A new row takes its start from its ticket; then the trial point becomes the network's input.
 EITHER void normalise(const Team& team, const Solve& s, int row) {
     if (s.phase[row] == IDLE) return;
@@ -17,15 +27,17 @@ EITHER void normalise(const Team& team, const Solve& s, int row) {
         for (int i = team.thread(); i < s.state_stride; i += team.threads())
             s.state[r * s.state_stride + i] = to_operand(i < s.width ? trial[i] : 0);
     if (s.in_w) return;
-    double squares = 0;
-    for (int i = team.thread(); i < s.width; i += team.threads()) squares += trial[i] * trial[i];
-    real moment = sqrt((real)(team.sum(squares) / s.width) + (real)MOMENT_EPSILON);
+    real moment = s.normalised ? moment_of(team, s, trial) : 1, psi = s.psi[row];
     if (team.first()) s.moment[row] = moment;
     const real* embedding = s.embedded ? s.embedding + (long long)s.label[ticket] * s.embedded : 0;
     for (int i = team.thread(); i < s.input_stride; i += team.threads()) {
         int j = i - s.width;
         real x = j < 0 ? trial[i] / moment : j < s.embedded ? embedding[j] : 0;
         s.input[r * s.input_stride + i] = to_operand(x);
+        if (s.layers || i >= s.w_dim) continue;
+        real w = s.average[i] + psi * (x - s.average[i]);  // no layer is there to truncate its result
+        s.trial_w[r * s.w_stride + i] = w;
+        s.truncated[r * s.w_stride + i] = to_operand(w);
     }
 }
 
@@ -64,12 +76,15 @@ EITHER void cotangents(const Team& team, const Solve& s, int row, int slot) {
     if (PRECISION == FP16 && is_finite(top)) frexp(top, &exponent);
     if (team.first()) s.unit[place] = ldexp((real)1, exponent);
     real factor = ldexp(s.psi[row], -exponent);
-    for (int i = team.thread(); i < s.w_stride; i += team.threads())
-        s.cotangent[place * s.w_stride + i] =
-            to_operand(i < s.w_dim ? factor * on_w(s, row, slot, i) * slope(s.hidden[r * s.w_stride + i]) : 0);
+    for (int i = team.thread(); i < s.w_stride; i += team.threads()) {
+        real pulled = i < s.w_dim ? factor * on_w(s, row, slot, i) : 0;
+        if (s.layers) s.cotangent[place * s.w_stride + i] = to_operand(pulled * slope(s.hidden[r * s.w_stride + i]));
+        else s.pulled[place * s.w_stride + i] = pulled;
+    }
 }
 
 // From the mapping's input to z. The normalisation contributes (g - x (x . g) / d) / s: it removes the radial part.
+// Without it s is 1 and nothing is removed.
 EITHER void pullback(const Team& team, const Solve& s, int row, int slot) {
     if (s.phase[row] == IDLE || slot >= s.slots) return;
     long long r = row, place = r * s.slots + slot;
@@ -82,7 +97,8 @@ EITHER void pullback(const Team& team, const Solve& s, int row, int slot) {
     const real* pulled = s.pulled + place * s.input_stride;
     real moment = s.moment[row], unit = s.unit[place];
     double along = 0;
-    for (int i = team.thread(); i < s.width; i += team.threads()) along += pulled[i] * (trial[i] / moment);
+    for (int i = team.thread(); i < s.width && s.normalised; i += team.threads())
+        along += pulled[i] * (trial[i] / moment);
     real radial = (real)(team.sum(along) / s.width);
     for (int i = team.thread(); i < s.width; i += team.threads())
         out[i] = unit * (pulled[i] - radial * (trial[i] / moment)) / moment + columns_at(s, row, slot, i, true);

@@ -82,7 +82,8 @@ EITHER void split(const Team& team, int r, const double* c, double* b) {
     for (int j = 0; j < r; j++) {
         double pivot = c[j * r + j];
         for (int k = 0; k < j; k++) pivot -= b[j * r + k] * b[j * r + k];
-        double root = pivot > r * EPSILON * c[j * r + j] ? sqrt(pivot) : 0;
+        double least = r * EPSILON * c[j * r + j];
+        double root = is_finite(least) && pivot <= least ? 0 : sqrt(pivot);  // what is not a number stays one
         team.sync();
         for (int i = team.thread(); i < r; i += team.threads()) {
             double x = c[i * r + j];
@@ -250,7 +251,8 @@ EITHER double error_of(const Team& team, const Solve& s, int row, Linear& flow, 
     double second = root_mean_square(team, s.width, Spanned(team, s, flow, flow.doubt));
     double way = root_mean_square(team, s.width, [&](int i) { return trial[i] - start[i]; });
     double error = is_finite(first) ? fmax(first, second) : first;  // fmax would drop what is not a number
-    return (is_finite(second) ? error : second) / (s.atol + s.rtol * way);
+    double scale = s.atol + s.rtol * way;                           // an infinite one would make any error zero
+    return is_finite(scale) ? (is_finite(second) ? error : second) / scale : scale;
 }
 
 // The first evaluation of a row.
@@ -258,11 +260,11 @@ EITHER void begin(const Team& team, const Solve& s, int row, const Linear& flow,
     const real *z = s.z + (long long)row * s.width, *velocity = flow.velocity;
     fate->counters[EVALUATIONS] = 1;
     if (!s.steps) fate->step = first_step(team, s, 0, 1, z, [=](int i) { return velocity[i]; });
-    if (!is_finite(logp) || !all_finite(team, velocity, s.width)) fate->status = STATUS_NONFINITE;
     if (asks_nothing(s, row)) {
         fate->status = STATUS_DONE;
         fate->counters[EVALUATIONS] = 0;
     }
+    if (!starts_well(team, s, row, logp, velocity)) fate->status = STATUS_NONFINITE;
 }
 
 // The end of a row whose fixed steps are done: only where it is is asked for, and no slopes.

@@ -58,6 +58,8 @@ struct Solve {
     int linear;          // 1: the rows of the Jacobian; 0: the gradient alone
     int in_w;            // 1: the state is w
     int has_near;        // 1: some ticket has near > 0
+    int layers;          // of the mapping; without one its input is truncated
+    int normalised;      // 1: the mapping divides z by its root mean square
     // Settings of the solver; kernels/gauss_newton.cuh and kernels/runge_kutta.cuh say which twin they come from
     int max_evaluations, steps;  // steps = 0: adaptive
     double rtol, atol, length, safety, shrink, grow, smallest_step, first_fraction, budget_growth;
@@ -72,7 +74,8 @@ struct Solve {
     const Head* head;       // (heads)
     const Column* column;   // those that some ticket reads
     const real* embedding;  // (labels, embedded) or null
-    const operand* hidden;  // (capacity, w_stride): the mapping's last activation; null in W
+    const operand* hidden;  // (capacity, w_stride): the mapping's last activation; null in W or without layers
+    const real* average;    // (w_stride): the centre of truncation
 
     // Tickets
     const real* start;          // (tickets, width)
@@ -124,6 +127,7 @@ struct Solve {
     operand* input;        // (capacity, input_stride): the mapping's input; null in W
     operand* state;        // (capacity, state_stride): the trial point for heads that read it, or null
     real* trial_w;         // (capacity, w_stride); the mapping's last `exact`; null in W
+    operand* truncated;    // (capacity, w_stride): the same for the heads
     real* trial_logits;    // (capacity, outputs)
     double* trial_logp;    // (capacity), without near
     double* weights;       // (capacity, columns): d log p / du
@@ -131,7 +135,7 @@ struct Solve {
     double* scratch;       // (capacity, 3 columns^2 + 5 columns + 8 nodes + 2)
     operand* cotangent;    // (capacity, slots, w_stride); null in W
     real* unit;            // (capacity, slots): the power of two taken out of a cotangent
-    const real* pulled;    // (capacity, slots, input_stride): the backward pass's last `exact`; null in W
+    real* pulled;          // (capacity, slots, input_stride): the backward pass's last `exact`; null in W
     real* trial_jacobian;  // (capacity, slots, width)
     real* velocity;        // (capacity, width): the gradient at the trial point
     real* combined;        // (capacity, width): scratch of a thread that is alone, else null

@@ -74,11 +74,11 @@ EITHER void begin(const Team& team, const Solve& s, int row, Fate* fate) {
     real rate = (real)(s.rate + s.rate_slope * fate->clock);
     auto speed = [=](int i) { return gradient[i] * rate; };
     fate->step = s.steps ? s.length / s.steps : first_step(team, s, s.rtol, s.atol, z, speed);
-    if (!is_finite(fate->logp) || !all_finite(team, gradient, s.width)) fate->status = STATUS_NONFINITE;
     if (asks_nothing(s, row)) {
         fate->status = STATUS_DONE;
         fate->counters[EVALUATIONS] = 0;
     }
+    if (!starts_well(team, s, row, fate->logp, gradient)) fate->status = STATUS_NONFINITE;
 }
 
 EITHER void runge_kutta(const Team& team, const Solve& s, int row) {

@@ -109,6 +109,9 @@ EITHER void leaf_value(const Tape& tape, Node node, Value* out) {
         for (int j = 0; j < node.count; j++) out->v -= p[0] * (u[j] - p[1 + j]) * (u[j] - p[1 + j]);
         break;
     }
+    // The limit at infinity may be finite, but an infinite logit has overflowed on its way.
+    for (int j = 0; j < node.count; j++)
+        if (!is_finite(u[j])) out->v = u[j] - u[j];
 }
 
 // Of a class leaf: how its gradient leans on class j, in units of `a`: 1 for y, minus their softmax for the others.
@@ -151,8 +154,8 @@ EITHER void join_value(Node node, const Value& a, const Value& b, Value* out) {
         out->v = a.v + b.v;
         out->a = out->b = 1;
     } else if (node.opcode == OP_OR) {
-        double high = fmax(a.v, b.v), excess = log1p(-expm1(high) * exp(fmin(a.v, b.v) - high));
-        out->v = fmin(high + excess, 0.0);
+        double high = fmax(a.v, b.v), excess = log1p(-expm1(high) * exp(fmin(a.v, b.v) - high)), v = high + excess;
+        out->v = a.v != a.v ? a.v : b.v != b.v ? b.v : v > 0 ? 0 : v;  // fmax and fmin would drop what is not a number
         out->a = exp((a.v - high) - excess) * -expm1(b.v);
         out->b = exp((b.v - high) - excess) * -expm1(a.v);
     } else {
@@ -233,6 +236,36 @@ EITHER void spread(const Team& team, const Tape& tape, int i, double* between, d
     team.sync();
 }
 
+// The root's gradient and curvature, element by element: each thread looks for the leaves that have a part in its own.
+EITHER void sum_leaves(const Team& team, const Tape& tape, double* gradient, double* curvature) {
+    for (int j = team.thread(); j < tape.columns; j += team.threads())
+        gradient[j] = gradient_at(tape, 0, tape.nodes - 1, j);
+    for (int j = team.thread(); j < tape.columns * tape.columns; j += team.threads()) {
+        int row = j / tape.columns, column = j % tape.columns;
+        double total = 0;
+        for (int i = 0; i < tape.nodes; i++)
+            if (reads(tape.code[i], row) && reads(tape.code[i], column))
+                total += tape.value[i].curvature * leaf_curvature(tape, tape.code[i], tape.value[i], row, column);
+        curvature[j] = total;
+    }
+}
+
+// The same by one thread, leaf by leaf, in the same order: a tape of many columns is mostly pairs that no leaf reads.
+EITHER void add_leaves(const Tape& tape, double* gradient, double* curvature) {
+    for (int j = 0; j < tape.columns; j++) gradient[j] = 0;
+    for (int j = 0; j < tape.columns * tape.columns; j++) curvature[j] = 0;
+    for (int i = 0; i < tape.nodes; i++) {
+        Node node = tape.code[i];
+        const Value& value = tape.value[i];
+        if (!is_leaf(node)) continue;
+        for (int row = node.first; row < node.first + node.count; row++) {
+            gradient[row] += value.gradient * leaf_gradient(tape, node, value, row);
+            for (int column = node.first; column < node.first + node.count; column++)
+                curvature[row * tape.columns + column] += value.curvature * leaf_curvature(tape, node, value, row, column);
+        }
+    }
+}
+
 // u -> value (returned), gradient (columns), curvature (columns, columns); `between` (columns) is scratch. Within the
 // kernel it would need more registers than the compiler likes to give.
 NOT_INLINED double interpret(const Team& team, const Tape& tape, double* gradient, double* curvature, double* between) {
@@ -247,15 +280,8 @@ NOT_INLINED double interpret(const Team& team, const Tape& tape, double* gradien
         for (int i = root; i >= 0; i--) hand_down(tape, i);
     }
     team.sync();
-    for (int j = team.thread(); j < tape.columns; j += team.threads()) gradient[j] = gradient_at(tape, 0, root, j);
-    for (int j = team.thread(); j < tape.columns * tape.columns; j += team.threads()) {
-        int row = j / tape.columns, column = j % tape.columns;
-        double total = 0;
-        for (int i = 0; i <= root; i++)
-            if (reads(tape.code[i], row) && reads(tape.code[i], column))
-                total += tape.value[i].curvature * leaf_curvature(tape, tape.code[i], tape.value[i], row, column);
-        curvature[j] = total;
-    }
+    if (team.alone) add_leaves(tape, gradient, curvature);
+    else sum_leaves(team, tape, gradient, curvature);
     double value = root < 0 ? 0 : tape.value[root].v;
     team.sync();
     for (int i = 0; i <= root; i++) spread(team, tape, i, between, curvature);

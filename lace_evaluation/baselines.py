@@ -19,9 +19,9 @@ from engine.condition import Condition, Is
 from engine.reference.noise import normals
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
-from engine.tape import satisfied
-from lace_evaluation.questions import statements
-from lace_evaluation.study import TOLERANCE, Pool, as_labels, at_end
+from engine.tape import class_index, satisfied
+from lace_evaluation.questions import TOLERANCE, statements
+from lace_evaluation.study import Pool, as_labels, at_end
 
 TRIES = 1000  # proposals after which rejection sampling gives a row up
 ROUNDS = 10  # of the search for the length of an arithmetic step
@@ -176,12 +176,6 @@ def move(sample: Sample, condition: Condition, planes: Mapping[str, Plane], attr
             scores.append(planes[name].score(sample.w, index))
             wanted.append(scores[-1])
     return Move(sample.w, np.array(directions), np.array(scores), np.array(wanted), asked)
-
-
-def class_index(attribute: Attribute, choice: str | float | None) -> int:
-    if choice is None:
-        return len(attribute.classes) - 1
-    return attribute.classes.index(choice) if isinstance(choice, str) else int(choice)
 
 
 def arithmetic(sampler: Sampler, planes: Mapping[str, Plane], samples: Sequence[Sample],

@@ -1,25 +1,42 @@
 """lace-eval: do a bundle's pictures show what was asked for?"""
 
 import argparse
-import difflib
-import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from engine.bundle import sha256
-from engine.cli.console import CHECK_FAILED, EXIT_CODES, OK, guarded, parse, write_json
-from engine.cli.options import UsageError, add_sampler_options, open_sampler, positive, seed
+from engine.cli.console import (
+    CHECK_FAILED,
+    EXIT_CODES,
+    OK,
+    Parser,
+    Terminal,
+    guarded,
+    parse,
+    progress_bar,
+    require,
+    write_json,
+)
+from engine.cli.options import (
+    SOLVER_SETTINGS,
+    UsageError,
+    add_sampler_options,
+    check_label,
+    one_of,
+    open_sampler,
+    opened,
+    positive,
+    seed,
+    whole,
+)
 from engine.folders import writing_folder
 from engine.reference.noise import SEED_LIMIT
-from engine.sampler import Sampler, find_bundle
+from engine.sampler import Sampler
 from lace_evaluation import OURS, SUITES, show
 from lace_evaluation import goal_report as report
 from lace_evaluation.goal import evaluate, summarise
@@ -27,13 +44,11 @@ from lace_evaluation.questions import CONDITIONS, check_judge, conditions_for
 from lace_trainer import judges
 
 if TYPE_CHECKING:
-    from lace_evaluation.runner import Eyes, Progress
+    from lace_evaluation.runner import Eyes
 
 GOAL, ALL, POSTERIOR = "goal", "all", "posterior"
 COUNT, SUITE_COUNT = 256, 192
 CHOICES = (GOAL, *SUITES, ALL)
-# Of a solver; they make no sense for another one.
-SOLVER_SETTINGS = ("rtol", "atol", "steps", "max_evaluations", "clock")
 EPILOG = f"""suites:
   goal         a fixed list of one, two and three attributes, or --condition; the default
   conditional  one, two, three and all attributes beside the baselines: ACC, FID, cost
@@ -50,29 +65,21 @@ metric of the second report is worse by more than chance.
 {EXIT_CODES}"""
 
 
-def suite(text: str) -> str:
-    if text not in CHOICES:
-        near = difflib.get_close_matches(text, CHOICES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise argparse.ArgumentTypeError(f"there is no suite {text!r}; {hint}there are: {', '.join(CHOICES)}")
-    return text
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lace-eval", allow_abbrev=False, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        prog="lace-eval", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Judge a bundle's pictures with an image classifier that had no part in training the heads.",
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", nargs="?", help="a folder made by lace-export, or demo")
-    add("--suite", type=suite, default=GOAL, metavar="NAME", help=f"{', '.join(CHOICES)} ({GOAL})")
+    add("--suite", type=one_of("suite", CHOICES), default=GOAL, metavar="NAME", help=f"{', '.join(CHOICES)} ({GOAL})")
     add("--compare", nargs=2, type=Path, metavar="REPORT", help="two reports of the suites, and nothing else")
     add("--judge", type=Path, default=judges.JUDGE, metavar="FILE", help="a classifier of lace-train (the package's)")
     add("--identity", type=Path, default=judges.IDENTITY, metavar="FILE", help="an identity network (the package's)")
     add("--sharp", type=Path, nargs="+", metavar="FILE", help="sharp heads of lace-train heads, for posterior")
     add("--count", type=positive, metavar="N", help=f"pictures of every condition ({COUNT}; the suites {SUITE_COUNT})")
     add("--seed", type=seed, default=0, metavar="S", help="of the first; the others follow (0)")
-    add("--label", type=int, metavar="N", help="class of a conditional generator")
+    add("--label", type=whole, metavar="N", help="class of a conditional generator")
     add("--condition", nargs="+", action="extend", default=[], metavar="TEXT", help="ask this instead of the list")
     add("--out", metavar="DIR", help="folder for the report and its pictures (the suite goal needs none)")
     add("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
@@ -112,20 +119,12 @@ def open_eyes(options: argparse.Namespace, sampler: Sampler) -> "Eyes":
     return Eyes(judge, network, judge_facts, {"hash": sha256(options.identity), **facts})
 
 
-@contextmanager
-def progress_bar(title: str) -> Iterator["Progress"]:
-    """A bar on standard error, to be told (done, total, what is being done)."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total or None, description=text)
-
-
 def run_goal(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     target = nullcontext() if options.out is None else writing_folder(
         options.out, marker=report.REPORT, overwrite=options.overwrite, error=UsageError)
     with target as folder:
+        check_label(opened(options), options.label)
         sampler = open_sampler(options)
         judge, judge_facts = open_judge(options.judge, sampler)
         conditions = conditions_for(sampler, judge, options.condition)
@@ -140,11 +139,11 @@ def run_goal(options: argparse.Namespace) -> int:
         if folder is not None:
             report.write(folder, facts, results, summaries, pictures)
     if options.json:
-        write_json(json.dumps(facts, indent=1))
+        write_json(facts)
         return OK
-    show.conditions(results, summaries, facts, Console())
+    show.conditions(results, summaries, facts, Terminal())
     if options.out:
-        Console().print(f"written: {options.out}", highlight=False, markup=False, soft_wrap=True)
+        Terminal().say(f"written: {options.out}")
     return OK
 
 
@@ -166,22 +165,22 @@ def run_suites(options: argparse.Namespace) -> int:
     from lace_evaluation.sharp import read_sharp
 
     out = runner.prepare(options.out, overwrite=options.overwrite)
-    opened = argparse.Namespace(**{**vars(options), "bundle": find_bundle(options.bundle)})
-    eyes = open_eyes(opened, open_sampler(opened))
+    check_label(opened(options), options.label)
+    eyes = open_eyes(options, open_sampler(options))
     if options.suite == POSTERIOR and not options.sharp:
         raise UsageError("the suite posterior samples by sharp heads: give --sharp NAME.sharp.safetensors ..., which "
                          "lace-train heads writes")
     names = [name for name in SUITES if options.sharp or name != POSTERIOR] if options.suite == ALL else [options.suite]
-    sharp = read_sharp(options.sharp, opened.bundle.attributes) if options.sharp else None
+    sharp = read_sharp(options.sharp, opened(options).attributes) if options.sharp else None
     with progress_bar("plain samples and renders") as progress:
-        run = runner.run(names, lambda **changes: open_variant(opened, **changes), eyes, out, count=options.count,
+        run = runner.run(names, lambda **changes: open_variant(options, **changes), eyes, out, count=options.count,
                          seed=options.seed, label=options.label, progress=progress, sharp=sharp)
         facts = suites_report.write(out, run, eyes)
     if options.json:
-        write_json(json.dumps(facts, indent=1))
+        write_json(facts)
         return OK
-    show.goals(facts, Console())
-    Console().print(f"written: {out / suites_report.PAGE}", highlight=False, markup=False, soft_wrap=True)
+    show.goals(facts, Terminal())
+    Terminal().say(f"written: {out / suites_report.PAGE}")
     return OK
 
 
@@ -190,13 +189,14 @@ def run_compare(options: argparse.Namespace) -> int:
 
     found = compare.compare(*map(compare.load, options.compare))
     if options.json:
-        write_json(json.dumps([{**asdict(c), "difference": c.difference, "worse": c.worse} for c in found], indent=1))
+        write_json([{**asdict(c), "difference": c.difference, "worse": c.worse} for c in found])
     else:
-        show.changes(compare.notable(found, OURS), len(found), Console())
+        show.changes(compare.notable(found, OURS), len(found), Terminal())
     return CHECK_FAILED if any(change.worse for change in found) else OK
 
 
 def run(options: argparse.Namespace) -> int:
+    require("train", "torch")
     import torch
 
     if options.compare:
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(build_parser(), arguments)
-    return guarded(lambda: run(options))
+    return guarded(lambda: run(options), options.out)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from numpy import ndarray as Array
 from lace_evaluation import OURS
 from lace_evaluation.methods import METHODS, Outcome, converged
 from lace_evaluation.nearness import EQUAL, frechet_change
+from lace_evaluation.questions import SHOWN
 from lace_evaluation.statistics import bootstrap, half_width
 from lace_evaluation.store import Cell
-from lace_evaluation.study import SHOWN, Study
+from lace_evaluation.study import Study
 from lace_evaluation.targets import SOURCES, Targets, draw, generator, holds, scores, sets
 from lace_trainer.faces import ATTRIBUTES, Factors, render, sample_factors
 from lace_trainer.judges import metrics

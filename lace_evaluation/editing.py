@@ -17,13 +17,15 @@ from numpy import ndarray as Array
 
 from engine.condition import Condition, attr
 from engine.requests import Sample
+from engine.tape import class_index
 from lace_evaluation import OURS
 from lace_evaluation.baselines import arithmetic
 from lace_evaluation.methods import planes_of
 from lace_evaluation.paper import BATCH, SharedDopri5
+from lace_evaluation.questions import SHOWN
 from lace_evaluation.statistics import half_width
 from lace_evaluation.store import Cell
-from lace_evaluation.study import SHOWN, Seen, Study
+from lace_evaluation.study import Seen, Study
 from lace_evaluation.targets import Targets, scores
 
 Edit = Callable[[Study, Sequence[Sample], Condition], list[Sample]]
@@ -129,7 +131,8 @@ def stage(study: Study, seen: Sequence[Seen], number: int) -> dict[str, Array]:
 
 
 def index_of(study: Study, name: str, choice: Choice) -> float:
-    return float(study.attributes[name].classes.index(choice) if isinstance(choice, str) else choice)
+    attribute = study.attributes[name]
+    return float(class_index(attribute, choice) if attribute.kind == "class" else choice)
 
 
 def untouched(study: Study, before: Array, after: Array, name: str) -> tuple[Array, Array]:

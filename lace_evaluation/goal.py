@@ -17,12 +17,10 @@ from engine.condition import Condition, Is
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from engine.tape import satisfied
-from lace_evaluation.questions import Judge, Known, asked, statements
+from lace_evaluation.questions import SHOWN, TOLERANCE, Judge, Known, asked, statements
 from lace_evaluation.statistics import wilson
 
 CLASS_GOAL, VALUE_GOAL = 0.95, 0.1  # least hit rate, greatest mean absolute error
-TOLERANCE = 0.1  # within which a single picture meets a value
-SHOWN = 8  # pictures of a condition that are kept for the contact sheet
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """What the suite ``goal`` writes: facts as JSON, tables as Markdown, contact sheets."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,10 +7,13 @@ from pathlib import Path
 from numpy import ndarray as Array
 from PIL import Image
 
+from engine.origin import commit, machine, versions
 from engine.pictures import GAP, PAPER, save_png, table, to_image
 from engine.sampler import Sampler
-from lace_evaluation.goal import CLASS_GOAL, TOLERANCE, VALUE_GOAL, Result, Score, Summary
-from lace_evaluation.origin import commit, machine, versions
+from engine.text import code, table_row, to_json
+from engine.text import markdown as words_of
+from lace_evaluation.goal import CLASS_GOAL, VALUE_GOAL, Result, Score, Summary
+from lace_evaluation.questions import TOLERANCE
 
 REPORT = "report.json"
 WORDS = {1: "one attribute", 2: "two attributes", 3: "three attributes"}
@@ -86,30 +88,31 @@ def document(sampler: Sampler, judge: Mapping, results: Sequence[Result], summar
 
 
 def markdown(facts: Mapping, results: Sequence[Result], summaries: Sequence[Summary]) -> str:
-    missed = [f"- {words(s.attributes)}: {', '.join(f'`{text}`' for text in s.missed)}" for s in summaries if s.missed]
-    origin = [f"- {name}: `{facts[name]}`" for name in ("bundle", "sampler", "commit") if facts[name]]
-    lists = {name: ", ".join(f"{k} {v}" for k, v in facts[name].items()) for name in ("machine", "versions")}
-    accuracy = ", ".join(f"{name} {value:.3f}" for name, value in facts["judge"].get("accuracy", {}).items())
+    missed = [f"- {words(s.attributes)}: {', '.join(map(code, s.missed))}" for s in summaries if s.missed]
+    origin = [f"- {name}: {code(facts[name])}" for name in ("bundle", "sampler", "commit") if facts[name]]
+    lists = {name: words_of(", ".join(f"{k} {v}" for k, v in facts[name].items()))
+             for name in ("machine", "versions")}
+    known = facts["judge"].get("accuracy", {})
+    accuracy = words_of(", ".join(f"{name} {value:.3f}" for name, value in known.items()))
     return "\n".join([
         "# What the pictures show", "",
         f"{facts['count']} pictures of every condition, from seed {facts['seed']} on, judged by an image classifier "
         f"that had no part in training the heads. {NOTE}", "",
         *rows(SUMMARY_HEADINGS, map(summary_row, summaries)), "",
         *(["Below the goal:", "", *missed, ""] if missed else []),
-        *([f"{LEFT_OUT}: {', '.join(f'`{text}`' for text in facts['left_out'])}", ""] if facts["left_out"] else []),
-        "## Conditions", "", *rows(CONDITION_HEADINGS, map(condition_row, results)), "",
+        *([f"{LEFT_OUT}: {', '.join(map(code, facts['left_out']))}", ""] if facts["left_out"] else []),
+        "## Conditions", "", *rows(CONDITION_HEADINGS, [map(words_of, condition_row(r)) for r in results]), "",
         "## Statements", "",
-        *rows(STATEMENT_HEADINGS, [statement_row(r, s) for r in results for s in r.scores]), "",
-        "## Origin", "", *origin, f"- judge: `{facts['judge']['hash']}`",
+        *rows(STATEMENT_HEADINGS, [map(words_of, statement_row(r, s)) for r in results for s in r.scores]), "",
+        "## Origin", "", *origin, f"- judge: {code(facts['judge']['hash'])}",
         *([f"- the judge on renders that it has not seen (1 - error of a value): {accuracy}"] if accuracy else []),
         *(f"- {name}: {text}" for name, text in lists.items()), f"- seconds: {facts['seconds']}", "",
     ])
 
 
 def rows(headings: Sequence[str], cells) -> list[str]:
-    """A Markdown table; the bar of an alternative does not end a cell."""
-    lines = [headings, ["---"] * len(headings), *cells]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    """A Markdown table of cells that are Markdown; the bar of an alternative does not end a cell."""
+    return [table_row(line) for line in (headings, ["---"] * len(headings), *cells)]
 
 
 def sheet(results: Sequence[Result], pictures: Mapping[str | None, Sequence[Array]]) -> Image.Image:
@@ -130,7 +133,7 @@ def sheet(results: Sequence[Result], pictures: Mapping[str | None, Sequence[Arra
 
 def write(folder: Path, facts: Mapping, results: Sequence[Result], summaries: Sequence[Summary],
           pictures: Mapping[str | None, Sequence[Array]]) -> None:
-    (folder / REPORT).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(to_json(facts) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(markdown(facts, results, summaries), encoding="utf-8")
     origin = {"Software": "lace-engine", "Bundle": facts["bundle"], "Seed": str(facts["seed"])}
     for summary in summaries:

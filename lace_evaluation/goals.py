@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
+from engine.text import code
 from lace_evaluation import OURS, posterior_report
 from lace_evaluation.conditional import RENDERS
 from lace_evaluation.exceptions import BASELINES, shortfalls
@@ -78,7 +79,7 @@ def editing(facts: dict) -> Iterator[Goal]:
 def logic(facts: dict) -> Iterator[Goal]:
     rates = {f["formula"]: f["methods"][PRODUCT] for f in facts["formulas"]}
     low = {text: found for text, found in rates.items() if found["true"] < TRUE}
-    notes = tuple(f"`{text}` {found['true']:.1%}, by the heads {found['heads']:.1%}" for text, found in low.items())
+    notes = tuple(f"{code(text)} {found['true']:.1%}, by the heads {found['heads']:.1%}" for text, found in low.items())
     if rates:
         least = min(found["true"] for found in rates.values())
         yield Goal(f"every formula true of at least {TRUE:.0%} of the pictures, product logic",

@@ -20,9 +20,10 @@ from engine.requests import Sample
 from engine.tape import satisfied
 from lace_evaluation.goal import as_logits
 from lace_evaluation.paper import BATCH, SharedDopri5
+from lace_evaluation.questions import TOLERANCE
 from lace_evaluation.statistics import wilson
 from lace_evaluation.store import Cell
-from lace_evaluation.study import TOLERANCE, Study
+from lace_evaluation.study import Study
 
 PRODUCT = "product"
 FORMULAS = (

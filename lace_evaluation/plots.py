@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.folders import write_atomically
 from lace_evaluation import OURS, posterior_report
 from lace_evaluation.conditional import CONVERGED, RENDERS, rows_of
 from lace_evaluation.methods import METHODS
@@ -52,7 +53,7 @@ def panels(rows: int, columns: int, width: float, height: float, **options) -> t
 def save(figure: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure.savefig(path)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
     plt.close(figure)
 
 

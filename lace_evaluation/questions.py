@@ -24,6 +24,8 @@ TRIPLES = (
     "glasses & haircolor=grey & age=0.75", "gender=male & bald & age=0.65", "gender=female & yaw=0.3 & light=0.3",
     "~smile & haircolor=black & pitch=0.6",
 )
+TOLERANCE = 0.1  # within which a single picture meets a value
+SHOWN = 8  # pictures of a condition that are kept for the contact sheets
 CONDITIONS = (*SINGLE_CLASSES, *SINGLE_VALUES, *PAIRS, *TRIPLES)
 
 
@@ -103,7 +105,7 @@ def conditions_for(sampler: Sampler, judge: Judge, wanted: Sequence[str]) -> lis
     if wanted:
         conditions = list(map(parse, wanted))
         for condition in conditions:
-            sampler.lowered(condition)
+            sampler.starts.lower(condition)
             if not asked(condition):
                 raise LaceError(f"the condition {condition} states nothing that a picture could show")
         check_judge(judge, attributes, [name for condition in conditions for name in asked(condition)])

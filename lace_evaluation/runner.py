@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from engine.disk import explaining
 from engine.errors import LaceError
+from engine.folders import locked
 from engine.sampler import Sampler
 from lace_evaluation import SUITES, posterior
 from lace_evaluation.sharp import SharpHeads
@@ -54,13 +56,17 @@ def check_packages() -> None:
 
 
 def prepare(out: Path, *, overwrite: bool) -> Path:
-    """The folder of a run: new, empty, or one of ours; with ``overwrite`` its cells are forgotten."""
+    """The folder of a run: new, empty, or one of ours; with ``overwrite`` its cells are forgotten.
+
+    Raises LaceError, also while another process runs suites there.
+    """
     out = Path(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CELLS).is_dir())):
         raise LaceError(f"{out} exists and is no folder of the suites (it has no {CELLS}/): choose another --out")
-    if overwrite:
-        shutil.rmtree(out / CELLS, ignore_errors=True)
-    (out / CELLS).mkdir(parents=True, exist_ok=True)
+    with locked(out), explaining(out):
+        if overwrite:
+            shutil.rmtree(out / CELLS, ignore_errors=True)
+        (out / CELLS).mkdir(parents=True, exist_ok=True)
     return out
 
 
@@ -71,14 +77,24 @@ def settings_of(sampler: Sampler, eyes: Eyes, *, count: int, seed: int, label: i
         for name, a in sampler.bundle.attributes.items()
     }
     return {
-        "protocol": PROTOCOL, "count": count, "seed": seed, "label": label, "truncation": sampler.truncation,
+        "protocol": PROTOCOL, "count": count, "seed": seed, "label": label, "truncation": sampler.starts.truncation,
         "attributes": attributes, "judge": eyes.judge_facts["hash"], "identity": eyes.identity_facts["hash"],
     }
 
 
 def run(names: Sequence[str], open_sampler: Callable[..., Sampler], eyes: Eyes, out: Path, *, count: int, seed: int,
         label: int | None, progress: Progress, sharp: SharpHeads | None = None) -> Run:
-    """Run the suites ``names``; cells that ``out`` holds with the same bundle, settings and code are not run again."""
+    """Run the suites ``names``; cells that ``out`` holds with the same bundle, settings and code are not run again.
+
+    Raises LaceError while another process runs suites there.
+    """
+    with locked(out):
+        return run_locked(names, open_sampler, eyes, out, count=count, seed=seed, label=label, progress=progress,
+                          sharp=sharp)
+
+
+def run_locked(names: Sequence[str], open_sampler: Callable[..., Sampler], eyes: Eyes, out: Path, *, count: int,
+               seed: int, label: int | None, progress: Progress, sharp: SharpHeads | None) -> Run:
     sampler = open_sampler()
     settings = settings_of(sampler, eyes, count=count, seed=seed, label=label)
     code = code_hash()

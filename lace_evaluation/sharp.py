@@ -75,7 +75,7 @@ class PosteriorSampler:
     def open(cls, open_sampler, heads: SharpHeads, settings: Settings | None = None) -> "PosteriorSampler":
         return cls(open_sampler(), open_sampler(solver=GaussNewton(steps=NEWTON), guidance=NEARER), heads, settings)
 
-    def lowered(self, condition) -> Tape:
+    def lower(self, condition) -> Tape:
         attributes = self.flow.bundle.attributes
         if condition not in self.tapes:
             self.tapes[condition] = (lower(condition, attributes) if self.settings.confidence is None else
@@ -93,7 +93,7 @@ class PosteriorSampler:
             return (ends * np.linalg.norm(z, axis=1, keepdims=True)
                     / np.linalg.norm(ends, axis=1, keepdims=True)).astype(np.float32)
 
-        wishes = [Wish(self.lowered(r.expression), self.flow.psi(r), r.label or 0) for r in requests]
+        wishes = [Wish(self.lower(r.expression), self.flow.starts.psi(r), r.label or 0) for r in requests]
         return BundleWorld(self.flow.bundle.field, self.heads.stacks, wishes, g.z_dim, towards=towards)
 
     def solve(self, requests: Sequence[Request]) -> tuple[list[Sample], Ends, float]:

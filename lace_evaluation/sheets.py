@@ -6,7 +6,9 @@ from pathlib import Path
 from numpy import ndarray as Array
 from PIL import Image, ImageDraw, ImageFont
 
+from engine.folders import write_atomically
 from engine.pictures import GAP, INK, PAPER, save_png, to_image, wrap
+from engine.text import visible
 from lace_evaluation import OURS, conditional, logic, posterior_report
 from lace_evaluation.store import Cell
 
@@ -28,7 +30,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Array]]], heads: Sequence[str] = ()
     draw = ImageDraw.Draw(whole)
     small = ImageFont.load_default(size=SIZE - 3)
     for column, head in enumerate(heads):
-        draw.text((MARGIN + column * (width + GAP) + GAP, 2), head, fill=INK, font=small)
+        draw.text((MARGIN + column * (width + GAP) + GAP, 2), visible(head), fill=INK, font=small)
     for i, (caption, pictures) in enumerate(lines):
         y = top + i * (height + GAP)
         block = wrap(caption, font, MARGIN - 12)
@@ -85,4 +87,4 @@ def draw(suite: str, facts: Mapping, cells: Mapping[str, Cell], folder: Path, or
     if suite in SHEETS:
         name, make = SHEETS[suite]
         if (image := make(facts, cells, int(origin["Seed"]))) is not None:
-            save_png(folder / name, image, origin)
+            write_atomically(folder / name, lambda file, image=image: save_png(file, image, origin))

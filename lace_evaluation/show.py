@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from engine.cli.console import Terminal
 from lace_evaluation import goal_report as report
 from lace_evaluation.goal import Result, Summary
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 VERDICTS = {True: ("met", "green"), False: ("not met", "red"), None: ("cannot tell", "yellow")}
 
 
-def conditions(results: Sequence[Result], summaries: Sequence[Summary], facts: Mapping, console: Console) -> None:
+def conditions(results: Sequence[Result], summaries: Sequence[Summary], facts: Mapping, console: Terminal) -> None:
     """The suite ``goal``: conditions with their statements, and the summary last."""
     table = grid("what the judge sees", ("asked", "judged", "95 %", "heads", "plain", "energy", "evaluations"))
     for result in results:
@@ -39,18 +39,18 @@ def conditions(results: Sequence[Result], summaries: Sequence[Summary], facts: M
         summary.add_row(*cells, Text(goal, "red" if line.missed else "green"))
     console.print(table)
     console.print(summary)
-    console.print(report.NOTE, style="dim", highlight=False)
+    console.print(report.NOTE, style="dim")
     for line in summaries:
         if line.missed:
             console.print(f"below the goal with {report.words(line.attributes)}: {'; '.join(line.missed)}",
-                          style="yellow", highlight=False, markup=False)
+                          style="yellow")
     if stopped := sum(result.stopped for result in results):
         console.print(f"{stopped} rows did not reach the end of the flow; they are counted", style="yellow")
     if facts["left_out"]:
-        console.print(f"{report.LEFT_OUT}: {'; '.join(facts['left_out'])}", highlight=False, markup=False)
+        console.print(f"{report.LEFT_OUT}: {'; '.join(facts['left_out'])}")
 
 
-def goals(facts: Mapping, console: Console) -> None:
+def goals(facts: Mapping, console: Terminal) -> None:
     """The goals of the suites that were run."""
     table = grid(f"goals, after {facts['seconds']:.0f} s", ("goal", "found", ""))
     for goal in facts["goals"]:
@@ -59,7 +59,7 @@ def goals(facts: Mapping, console: Console) -> None:
     console.print(table)
 
 
-def changes(found: "Sequence[Change]", compared: int, console: Console) -> None:
+def changes(found: "Sequence[Change]", compared: int, console: Terminal) -> None:
     table = grid("second report minus first", ("cell", "metric", "first", "second", "difference", "95 %", ""))
     for change in found:
         word = Text("worse", "red") if change.worse else Text("better", "green") if change.significant else Text("")
@@ -69,7 +69,7 @@ def changes(found: "Sequence[Change]", compared: int, console: Console) -> None:
         console.print(table)
     significant = sum(change.significant for change in found)
     console.print(f"{compared} metrics compared; {significant} changed by more than chance, of which "
-                  f"{sum(change.worse for change in found)} for the worse", highlight=False)
+                  f"{sum(change.worse for change in found)} for the worse")
 
 
 def grid(title: str, headings: Sequence[str]) -> Table:

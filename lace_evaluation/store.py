@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine import sources
-from lace_trainer.data import save_atomically
+from engine.folders import write_atomically
 
 ROOT = Path(__file__).parent.parent
 # The code that may decide what is in a cell: all of these packages and the device sources, whatever is added to them.
@@ -88,12 +88,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """An .npz, in one step."""
-
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # an open file, because numpy would append .npz to the temporary name
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-
-    save_atomically(path, save)
+    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
 
 def write(path: Path, key: str, cell: Cell) -> None:

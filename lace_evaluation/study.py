@@ -17,14 +17,14 @@ from engine.reference.tape import evaluate as interpret
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from lace_evaluation.nearness import Widest, widest
+from lace_evaluation.questions import SHOWN
 from lace_evaluation.sharp import SharpHeads
 from lace_evaluation.store import Cell, Store
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import reference_features
 from lace_trainer.judges import metrics
 from lace_trainer.judges.classifier import Classifier
 
-TOLERANCE = 0.1  # within which a single picture meets a value
-SHOWN = 8  # pictures of a cell that are kept for the sheets
 CHUNK = 256  # pictures in memory at once
 POOL, MOST_POOL = 80, 20_000  # plain samples for every row of a cell, and at most
 POOL_SEED = 2**40  # added to the seed: the pool shares no sample with the rows of the cells
@@ -141,7 +141,7 @@ class Study:
     def reference(self) -> Array:
         """Features of fresh renders, what the Fréchet distance is measured from."""
         count = min(MOST_REFERENCE, REFERENCE * self.count)
-        make = lambda: Cell({}, other={"features": metrics.reference_features(self.judge, count)})  # noqa: E731
+        make = lambda: Cell({}, other={"features": reference_features(self.judge, count)})  # noqa: E731
         return self.store.cell("reference", make).other["features"]
 
     @cached_property
@@ -196,7 +196,7 @@ def at_end(sampler: Sampler, samples: Sequence[Sample]) -> list[Sample]:
     logits = sampler.measure(samples)
     found = []
     for sample, read in zip(samples, logits, strict=True):
-        tape = sampler.lowered(sample.condition, in_w=sample.z is None)
+        tape = sampler.starts.lower(sample.condition, sampler.bundle.spaces[sample.space])
         u = [read[c.attribute][1] - read[c.attribute][0] if c.index is None else read[c.attribute][c.index]
              for c in tape.columns]
         logp = interpret(tape.program, tape.parameters[None], np.array([u]))[0] if u else np.zeros(1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from engine.text import code, markdown
 from lace_evaluation import OURS, posterior_report
 from lace_evaluation.baselines import TRIES
 from lace_evaluation.conditional import RENDERS, rows_of
@@ -80,7 +81,7 @@ def conditional(facts: Mapping) -> list[str]:
         "![ACC against FID](conditional.png)", "",
     ]
     for size, sources in facts["sets"].items():
-        listed = "; ".join(", ".join(names) for names in facts["groups"][size])
+        listed = "; ".join(", ".join(map(markdown, names)) for names in facts["groups"][size])
         groups = "" if size in ("one", "all") else f" ({listed})"
         for source in ("training", "uniform"):
             methods = sources[source]
@@ -115,14 +116,14 @@ def attribute_table(size: str, source: str, methods: Mapping) -> list[str]:
     names = list(methods[OURS]["attributes"])
     return [
         f"### {SIZES[size]}, {SOURCES[source]}: ACC of each", "",
-        *rows(("method", *names), [
+        *rows(("method", *map(markdown, names)), [
             bold([name, *(number(methods[name]["attributes"][n]) for n in names)], name) for name in (RENDERS, *METHODS)
         ]), "",
     ]
 
 
 def editing(facts: Mapping) -> list[str]:
-    path = ", then ".join(f"{name} {old} → {new}" for name, (old, new) in facts["steps"].items())
+    path = ", then ".join(markdown(f"{name} {old} → {new}") for name, (old, new) in facts["steps"].items())
     table = rows(
         ("method", "rows", "ACC at the end", "FID at the end", "cosine, a step", "cosine, a single edit",
          "cost of a step over a single edit", "cosine with the first", "classes kept", "values moved", "evaluations"),
@@ -132,7 +133,7 @@ def editing(facts: Mapping) -> list[str]:
          for name, f in facts["methods"].items()],
     )
     stages = rows(
-        ("ACC after", "start", *facts["steps"]),
+        ("ACC after", "start", *map(markdown, facts["steps"])),
         [bold([name, *(number(stage["acc"]) for stage in f["stages"])], name) for name, f in facts["methods"].items()],
     )
     return [
@@ -148,7 +149,7 @@ def zero_shot(facts: Mapping) -> list[str]:
         return [*heading, f"None of the candidates is rarer than 1 in 1,000 among {facts['plain']} plain samples.", ""]
     combinations = rows(
         ("", "combination", f"of {facts['plain']} plain samples", *METHODS),
-        [(chr(65 + i), f"`{c['condition']}`", f"{c['plain_hits']} (at most {c['plain_interval'][1]:.2%})",
+        [(chr(65 + i), code(c["condition"]), f"{c['plain_hits']} (at most {c['plain_interval'][1]:.2%})",
           *(f"**{v:.0%}**" if m == OURS else f"{v:.0%}" for m, v in ((m, c["methods"][m]["holds"]) for m in METHODS)))
          for i, c in enumerate(facts["combinations"])],
     )
@@ -158,7 +159,7 @@ def zero_shot(facts: Mapping) -> list[str]:
                number(f["moved"], 2), f"{f['energy']:.3g}", count(f["evaluations"])], name)
          for name, f in facts["methods"].items()],
     )
-    common = [f"`{text}` ({hits})" for text, hits in facts["too_common"].items()]
+    common = [f"{code(text)} ({hits})" for text, hits in facts["too_common"].items()]
     return [
         *heading, "Combinations that fewer than 1 in 1,000 plain samples show, by the judge. In how many pictures all "
         "of it is true:", "", *combinations, "", "Mean over the combinations:", "", *summary, "",
@@ -178,7 +179,7 @@ def logic(facts: Mapping) -> list[str]:
 
     branches = rows(
         ("OR: first / second / both", "plain samples", "paper", "paper's logic", "product logic"),
-        [(f"`{f['formula']}`", taken(f["plain_branches"]),
+        [(code(f["formula"]), taken(f["plain_branches"]),
           *(taken(f["methods"][m]["branches"]) for m in ("paper", "lace", "product")))
          for f in facts["formulas"] if f["kind"] == "or"],
     )
@@ -192,7 +193,7 @@ def logic(facts: Mapping) -> list[str]:
 def logic_row(kind: str, formula: str, plain: float, methods: Mapping) -> list[str]:
     product = methods["product"]
     low, high = product["interval"]
-    return [kind, f"`{formula}`", percent(plain), percent(methods["paper"]["true"]), percent(methods["lace"]["true"]),
+    return [kind, code(formula), percent(plain), percent(methods["paper"]["true"]), percent(methods["lace"]["true"]),
             f"**{percent(product['true'])}**", f"{100 * low:.0f}–{100 * high:.0f}", percent(product["heads"]),
             count(product["evaluations"])]
 
@@ -205,7 +206,7 @@ def solvers(facts: Mapping) -> list[str]:
     for name, found in facts["sets"].items():
         exact = found["reference"]
         lines += [
-            f"### Set `{name}`: {', '.join(found['asked'])}", "",
+            f"### Set `{name}`: {', '.join(map(markdown, found['asked']))}", "",
             f"{exact['rows']} rows. Reference: {exact['method']} at {exact['tolerance']:.0e}, ACC {exact['acc']:.3f}, "
             f"{exact['evaluations']:.0f} evaluations, energy {exact['energy']:.4g}; doubt {exact['doubt']['rms']:.3f} "
             f"(median {exact['doubt']['median']:.3f}); {exact['determined']} rows have a known end.", "",

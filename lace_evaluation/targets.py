@@ -18,8 +18,8 @@ from numpy import ndarray as Array
 
 from engine.bundle import Attribute
 from engine.condition import Condition, Is, attr
-from lace_evaluation.questions import statements
-from lace_evaluation.study import TOLERANCE
+from engine.tape import class_index
+from lace_evaluation.questions import TOLERANCE, statements
 from lace_trainer.faces import ATTRIBUTES, sample_factors
 
 SOURCES = ("uniform", "training")
@@ -96,8 +96,7 @@ def fixed(condition: Condition, attributes: Mapping[str, Attribute], count: int)
     leaves: Iterable[Is] = [leaf for leaf in statements(condition) if isinstance(leaf, Is)]
     values = [
         float(leaf.choice) if attributes[leaf.name].kind == "value"
-        else len(attributes[leaf.name].classes) - 1 if leaf.choice is None
-        else attributes[leaf.name].classes.index(leaf.choice)
+        else class_index(attributes[leaf.name], leaf.choice)
         for leaf in leaves
     ]
     return Targets(tuple(leaf.name for leaf in leaves), np.tile(values, (count, 1)))

@@ -11,9 +11,10 @@ from engine.tape import satisfied
 from lace_evaluation.conditional import joined, measured
 from lace_evaluation.goal import as_logits
 from lace_evaluation.methods import METHODS
+from lace_evaluation.questions import TOLERANCE
 from lace_evaluation.statistics import wilson
 from lace_evaluation.store import Cell
-from lace_evaluation.study import TOLERANCE, Study
+from lace_evaluation.study import Study
 from lace_evaluation.targets import fixed
 
 RARE = 1e-3

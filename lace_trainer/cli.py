@@ -1,24 +1,22 @@
 """lace-train: train a small generator, image classifiers and attribute heads."""
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from engine.cli.console import EXIT_CODES, OK, guarded, parse, write_json
-from engine.cli.options import positive
-from engine.errors import LaceError
+from engine.cli.console import EXIT_CODES, OK, Parser, Terminal, guarded, new_table, parse, require, write_json
+from engine.cli.options import UsageError, flag, from_zero, not_negative, positive, seed, threads, tolerance
 from lace_trainer.gan.cli import Report, add_gan, add_score, score_gan, train_gan
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lace_trainer.heads.calibration import Calibration
     from lace_trainer.heads.labelled import Labelled
     from lace_trainer.heads.pairs import Pairs
@@ -35,13 +33,12 @@ EXAMPLE = f"""the demonstration bundle from nothing:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(
-        prog="lace-train", description="Train the demonstration world, or heads.", epilog=EXAMPLE, **layout
-    )
+    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser(prog="lace-train", description="Train the demonstration world, or heads.", epilog=EXAMPLE, **layout)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--seed", type=int, help="of everything random")
-    common.add_argument("--threads", type=positive, default=os.cpu_count(), help="processor threads (%(default)s)")
+    common.add_argument("--seed", type=seed, help="of everything random")
+    common.add_argument("--threads", type=threads, default=os.cpu_count(), metavar="N",
+                        help="processor threads (%(default)s)")
     common.add_argument("--json", action="store_true", help="write the result as JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{gan,score,classifier,identity,heads}")
     for name, help_text, add_options in (
@@ -51,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("identity", "train an embedding that tells rendered people apart", add_identity),
         ("heads", "train attribute heads on w", add_heads),
     ):
-        add_options(commands.add_parser(name, parents=[common], help=help_text, epilog=EXIT_CODES, **layout))
+        add_options(commands.add_parser(name, parents=[common], help=help_text, **layout))
     return parser
 
 
@@ -102,16 +99,16 @@ def add_heads(parser: argparse.ArgumentParser) -> None:
     add("--up-dim", type=positive, help="width of the last hidden layer (half of w, at most 128)")
     add("--epochs", type=positive, default=50, help="(50)")
     add("--batch", type=positive, default=128, help="pairs per step (128)")
-    add("--rate", type=float, default=1e-4, help="learning rate of Adam (1e-4)")
-    add("--warmup", type=int, default=1000, help="iterations of linear warm-up (1000)")
-    add("--noise", type=float, default=0.0, help="on w in training, in spreads of w: smooths the heads (0)")
+    add("--rate", type=tolerance, default=1e-4, help="learning rate of Adam (1e-4)")
+    add("--warmup", type=from_zero, default=1000, help="iterations of linear warm-up (1000)")
+    add("--noise", type=not_negative, default=0.0, help="on w in training, in spreads of w: smooths the heads (0)")
     add("--precision", choices=("fp32", "bf16"), default="bf16", help="of the synthesis (bf16)")
     add("--cache", type=Path, metavar="DIR", help="where labelled samples are kept (--out/pairs)")
 
 
 def train_classifier(options: argparse.Namespace, report: Report) -> dict:
-    from lace_trainer.data import rendered
     from lace_trainer.faces import ATTRIBUTES
+    from lace_trainer.faces.pictures import rendered
     from lace_trainer.judges import classifier
 
     role, cache = classifier.ROLES[options.role], options.cache or options.out.parent
@@ -128,11 +125,12 @@ def train_classifier(options: argparse.Namespace, report: Report) -> dict:
 
 
 def train_identity(options: argparse.Namespace, report: Report) -> dict:
+    from lace_trainer.faces.pictures import portraits
     from lace_trainer.judges import identity
 
     cache, size = options.cache or options.out.parent, identity.SHAPE.size
-    held_out = identity.portraits(options.held_out, options.views, size, identity.HELD_OUT_SEED, cache)
-    people = identity.portraits(options.people, options.views, size, identity.PEOPLE_SEED, cache)
+    held_out = portraits(options.held_out, options.views, size, identity.HELD_OUT_SEED, cache)
+    people = portraits(options.people, options.views, size, identity.PEOPLE_SEED, cache)
     config = identity.IdentityConfig(steps=options.steps, seed=options.seed or 0, precision=options.precision,
                                      device=options.device)
     model = identity.train(people, config, held_out=held_out, progress=report)
@@ -141,18 +139,23 @@ def train_identity(options: argparse.Namespace, report: Report) -> dict:
     return {"identity": str(options.out), **model.metadata["verification"], "seconds": model.metadata["seconds"]}
 
 
-def train_heads(options: argparse.Namespace, report: Report) -> dict:
+def check_heads_options(options: argparse.Namespace) -> None:
     for given, needed in (("gan", "labeller"), ("bundle", "labeller"), ("lace_data", "dataset")):
         if getattr(options, given) and not getattr(options, needed):
-            raise LaceError(f"--{given.replace('_', '-')} needs --{needed}")
+            raise UsageError(f"{flag(given)} needs --{needed}")
     if options.steered and not options.gan:
-        raise LaceError("--steered draws samples of a generator: it needs --gan and --labeller")
+        raise UsageError("--steered draws samples of a generator: it needs --gan and --labeller")
     if options.start and not options.steered:
-        raise LaceError("--start names heads that steer: it needs --steered")
+        raise UsageError("--start names heads that steer: it needs --steered")
     if not (options.smooth or options.sharp):
-        raise LaceError("--no-smooth and --no-sharp leave nothing to train: leave one of them out")
+        raise UsageError("--no-smooth and --no-sharp leave nothing to train: leave one of them out")
     if not 0 <= options.dropout < 1:
-        raise LaceError(f"--dropout is {options.dropout}: expected a number from 0 to below 1")
+        raise UsageError(f"--dropout is {options.dropout}: expected a number from 0 to below 1")
+
+
+def train_heads(options: argparse.Namespace, report: Report) -> dict:
+    check_heads_options(options)
+    check_wanted(options)
     facts: dict = {"heads": []}
     for is_wanted, train in ((options.sharp, train_sharp_heads), (options.smooth, train_smooth_heads)):
         if is_wanted:
@@ -161,20 +164,28 @@ def train_heads(options: argparse.Namespace, report: Report) -> dict:
     return facts
 
 
+def check_wanted(options: argparse.Namespace) -> None:
+    """Attributes that nobody labels are refused before the samples, which take long."""
+    from lace_trainer.heads.pairs import Labellers, check_names
+
+    if options.labeller:
+        check_names(options.attributes or [], [attribute.name for attribute in Labellers(options.labeller).attributes])
+
+
 def train_smooth_heads(options: argparse.Namespace, report: Report) -> dict:
     from exporter.heads import load_heads
     from lace_trainer.heads import training as heads
     from lace_trainer.heads.pairs import Labellers
     from lace_trainer.heads.steered import joined, steered_pairs
 
-    seed = options.seed or 0
+    seed, first_stacks = options.seed or 0, [load_heads(path) for path in options.start or ()]
     pairs = pairs_of(options, report)
     pairs = pairs.select(options.attributes) if options.attributes else pairs
     up_dim = options.up_dim or min(128, pairs.w.shape[1] // 2)
     config = heads.HeadsConfig(up_dim, options.batch, options.epochs, options.rate, options.warmup, seed,
                                options.noise)
     if options.start:
-        stacks = [load_heads(path) for path in options.start]
+        stacks = first_stacks
     else:
         trained = heads.train_heads(pairs, config, progress=report)
         stacks = trained.stacks
@@ -187,6 +198,9 @@ def train_smooth_heads(options: argparse.Namespace, report: Report) -> dict:
     paths = heads.save_heads(options.out, trained)
     return {"heads": [str(path) for path in paths], "pairs": len(pairs.w), "accuracy": trained.validation,
             "test_accuracy": trained.test, "best_epoch": trained.best_epoch, "seconds": trained.seconds}
+
+
+PACKAGES = ("torch",)
 
 
 def pairs_of(options: argparse.Namespace, report: Report) -> "Pairs":
@@ -248,48 +262,50 @@ RUNS = {"gan": train_gan, "score": score_gan, "classifier": train_classifier, "i
 
 
 def run(options: argparse.Namespace) -> int:
+    require("train", *PACKAGES)
     import torch
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
     # Tiny activations and moments are common in training, and denormal arithmetic is many times slower.
     torch.set_flush_denormal(True)
-    console = Console(stderr=True)
-    handler = RichHandler(console=console, show_path=False)
+    console = Terminal(stderr=True)
+    handler = RichHandler(console=console, show_path=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False))
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(options.command, total=None, text="")
         facts = RUNS[options.command](options, lambda done, total, text: bar.update(
             task, completed=done, total=total, text=text))
     if options.json:
-        write_json(json.dumps(facts, indent=1))
+        write_json(facts)
     else:
-        show(facts, Console())
+        show(facts, Terminal())
     return OK
 
 
-def show(facts: dict, console: Console) -> None:
+def show(facts: dict, console: Terminal) -> None:
     """Accuracies as a table, the rest as lines."""
     if "accuracy" in facts:
-        table = Table("attribute", "validation", *(["test"] if facts.get("test_accuracy") else []))
+        tested = facts.get("test_accuracy")
+        table = new_table("accuracy", "attribute", "validation>", *(["test>"] if tested else []))
         for name, value in facts["accuracy"].items():
-            tested = [f"{facts['test_accuracy'][name]:.4f}"] if facts.get("test_accuracy") else []
-            table.add_row(name, f"{value:.4f}", *tested)
+            table.add_row(name, f"{value:.4f}", *([f"{tested[name]:.4f}"] if tested else []))
         console.print(table)
         console.print("accuracy: hit rate of a class, 1 - mean absolute error of a value", style="dim")
     if "calibration" in facts:
         console.print(calibration_table(facts["calibration"]))
     for name, value in facts.items():
         if isinstance(value, str | int | float):
-            console.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
+            console.say(f"{name}: {value}")
         elif isinstance(value, list):
-            console.print(f"{name}: {', '.join(value)}", markup=False, highlight=False, soft_wrap=True)
+            console.say(f"{name}: {', '.join(value)}")
 
 
-def calibration_table(found: dict) -> Table:
+def calibration_table(found: dict) -> "Table":
     """Sharp heads on held-out pairs, at each truncation."""
-    table = Table("sharp head", "temperature", "psi", "calibration error", "accuracy", "mean error", "tolerance")
+    table = new_table("calibration", "sharp head", "temperature>", "psi>", "calibration error>", "accuracy>",
+                      "mean error>", "tolerance>")
     for name, facts in found.items():
         for psi in facts.get("ece", facts.get("error", {})):
             cells = ([f"{facts['temperature']:.2f}", psi, f"{facts['ece'][psi]:.4f}", f"{facts['accuracy'][psi]:.4f}",
@@ -301,7 +317,7 @@ def calibration_table(found: dict) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(build_parser(), arguments)
-    return guarded(lambda: run(options))
+    return guarded(lambda: run(options), options.out)
 
 
 if __name__ == "__main__":

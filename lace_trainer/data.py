@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,33 +14,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.errors import LaceError
+from engine.folders import write_atomically
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CHUNK = 2000  # pictures made at once, and between two lines of the log
-
-
-def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write(temporary path)`` and move the result into place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """``np.save``, atomically."""
-
-    def write(temporary: Path) -> None:
-        # An open file, because np.save would append .npy to the temporary name.
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-
-    save_atomically(path, write)
 
 
 def pictures_file(path: Path, count: int, size: int, make: Callable[[slice], np.ndarray]) -> Tensor:
@@ -47,8 +28,14 @@ def pictures_file(path: Path, count: int, size: int, make: Callable[[slice], np.
     make   rows -> their pictures; called for at most CHUNK rows, so that all of them never lie in memory
     """
 
-    def write(temporary: Path) -> None:
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, size, size, 3))
+    def write(file: BinaryIO) -> None:
+        shape = (count, size, size, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.flush()
+        # A full disk is an error here; in the middle of what is mapped into memory it would end the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, file.tell() + math.prod(shape))
+        array = np.memmap(file, np.uint8, "r+", file.tell(), shape)
         for start in range(0, count, CHUNK):
             end = min(start + CHUNK, count)
             array[start:end] = make(slice(start, end))
@@ -56,20 +43,8 @@ def pictures_file(path: Path, count: int, size: int, make: Callable[[slice], np.
         array.flush()
 
     if not path.exists():
-        save_atomically(path, write)
+        write_atomically(path, write)
     return torch.from_numpy(np.load(path, mmap_mode="c"))
-
-
-def rendered(count: int, size: int, seed: int, directory: Path) -> tuple[Tensor, np.ndarray]:
-    """Pictures of the procedural renderer, kept in ``directory``, and their exact labels.
-
-    returns   pictures (count, size, size, 3) uint8, labels (count, 12) float32 in the order of ATTRIBUTES
-    """
-    from lace_trainer.faces import render, sample_factors
-
-    factors = sample_factors(np.random.default_rng(seed), count)
-    path = Path(directory) / f"faces-{size}-{count}-{seed}.npy"
-    return pictures_file(path, count, size, lambda rows: render(factors[rows], size=size)), factors.labels
 
 
 def folder(directory: Path, size: int, cache: Path) -> Tensor:
@@ -105,13 +80,3 @@ def square(file: Path, size: int) -> np.ndarray:
             return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise LaceError(f"cannot read the picture {file}: {error}; mend it or take it out of the folder") from error
-
-
-def source(spec: str, size: int, seed: int, directory: Path) -> Tensor:
-    """``render:COUNT`` or a folder -> pictures (n, size, size, 3) uint8, kept in ``directory``."""
-    if not spec.startswith("render:"):
-        return folder(Path(spec), size, directory)
-    count = spec.removeprefix("render:").replace("_", "")
-    if not count.isdigit() or int(count) < 1:
-        raise LaceError(f"cannot read --data {spec!r}; expected render:COUNT (render:40000) or a folder of pictures")
-    return rendered(int(count), size, seed, directory)[0]

@@ -9,7 +9,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
-from lace_trainer.data import save_atomically
+from engine.folders import write_atomically
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def save_weights(model: nn.Module, path: Path, facts: dict) -> None:
     state = {k: v.half() if v.ndim > 1 else v for k, v in model.state_dict().items() if "num_batches" not in k}
     state = {k: v.contiguous() for k, v in state.items()}
     data = to_bytes(state, metadata={"lace": json.dumps(facts)})
-    save_atomically(Path(path), lambda p: p.write_bytes(data))
+    write_atomically(path, data)
 
 
 def read_weights(path: Path, format: str) -> tuple[dict, dict[str, Tensor]]:

@@ -74,16 +74,20 @@ HOMES = {"torch_utils.persistence": (reconstruct, "_reconstruct_persistent_obj")
 
 
 @contextlib.contextmanager
-def foreign_names():
-    """Inside, pickling writes the foreign names; outside there is no trace of them."""
-    added, before = [], {}
-    for home, (thing, name) in HOMES.items():
+def foreign_names(others=()):
+    """Inside, pickling writes the foreign names; outside there is no trace of them.
+
+    ``others``: (home, (thing, name)) beside those that NVIDIA's files refer to.
+    """
+    added, before, hidden = [], {}, []
+    for home, (thing, name) in (*HOMES.items(), *others):
         parts = home.split(".")
         for end in range(1, len(parts) + 1):
             path = ".".join(parts[:end])
             if path not in sys.modules:
                 sys.modules[path] = types.ModuleType(path)
                 added.append(path)
+        hidden.append((sys.modules[home], name, getattr(sys.modules[home], name, None)))
         setattr(sys.modules[home], name, thing)
         before[thing] = (thing.__module__, thing.__name__, thing.__qualname__)
         thing.__module__, thing.__name__, thing.__qualname__ = home, name, name
@@ -92,6 +96,8 @@ def foreign_names():
     finally:
         for thing, (module, name, qualname) in before.items():
             thing.__module__, thing.__name__, thing.__qualname__ = module, name, qualname
+        for module, name, thing in hidden:  # of packages that are really there
+            setattr(module, name, thing)
         for path in added:
             del sys.modules[path]
 
@@ -204,7 +210,7 @@ def tensorflow_network(name, variables, components=(), **options):
     return network
 
 
-def tensorflow_pickle(net, *, protocol=4, picture="ToRGB", **options) -> bytes:
+def tensorflow_pickle(net, *, protocol=4, picture="ToRGB", alone=False, **options) -> bytes:
     mapping, synthesis, top = tensorflow_variables(net, picture=picture)
     options = {"num_channels": 3, "resolution": net.synthesis.resolution, "fmap_base": 16384,
                "architecture": net.synthesis.architecture} | options
@@ -213,7 +219,7 @@ def tensorflow_pickle(net, *, protocol=4, picture="ToRGB", **options) -> bytes:
                  "mapping": tensorflow_network("G_mapping", mapping)}
         whole = tensorflow_network("Gs", top, parts.items(), **options)
         other = tensorflow_network("G", {})
-        return pickle.dumps((other, other, whole), protocol=protocol)
+        return pickle.dumps(whole if alone else (other, other, whole), protocol=protocol)
 
 
 # --- rosinality and LACE ------------------------------------------------------------------------------------------

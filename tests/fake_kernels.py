@@ -8,20 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 
 from engine.bundle import Bundle
+from engine.constants import Queue
 from engine.cuda.compile import BLOCKS, TILES
 from engine.cuda.driver import Device, Launch
 from engine.cuda.engine import Engine
 from engine.layout import DTYPES
-from engine.runtimes.cuda import CudaRuntime
+from engine.runtimes import Runtime
+from engine.runtimes.cuda import CudaSolving
 from engine.runtimes.decoding import Buffers, Pictures
 from tests import host_kernels
 from tests.fake_cuda import FakeCuda
 from tests.fake_launches import LaunchFacts
 from tests.fake_memory import Violation, viewed
 
-GOES_ON = 5
 # Fields of Solve that may be null: what a flow in W, or one without labels or heads on z, does not have.
-MAY_BE_NULL = {"combined", "embedding", "hidden", "input", "state", "trial_w", "cotangent", "pulled"}
+MAY_BE_NULL = {"combined", "embedding", "hidden", "input", "state", "trial_w", "truncated", "cotangent", "pulled"}
 
 
 class DeviceOf(FakeCuda):
@@ -44,7 +45,8 @@ def fake_cuda(precision: str = "fp32") -> DeviceOf:
             found = check(fake, name, launch, address)
             function(address)
             if name == "turnover_while":
-                fake.set_condition(int(found["conditional"]), int(view(found["queue"], np.int32, 6)[GOES_ON]))
+                queue = view(found["queue"], np.int32, len(Queue))
+                fake.set_condition(int(found["conditional"]), int(queue[Queue.GOES_ON]))
 
         return run
 
@@ -128,11 +130,12 @@ class LinearDecoder:
 
 
 def open_fake(bundle: Bundle, *, precision: str = "fp32", loops: bool = True,
-              capability: tuple[int, int] = (9, 0)) -> tuple[CudaRuntime, FakeCuda]:
+              capability: tuple[int, int] = (9, 0)) -> tuple[Runtime, FakeCuda]:
     """The cuda runtime on a simulated device."""
     fake = fake_cuda(precision)
     fake.capability = capability
     engine = Engine(Device(api=fake), bundle, precision, build, blocks=BLOCKS, loops=loops)
     pixels = engine.kernels.find("pixels_f32"), BLOCKS["pixels_f32"]
-    pictures = Pictures(bundle, Device(api=fake), partial(LinearDecoder, bundle), pixels)
-    return CudaRuntime(engine, pictures, name="cuda", version="simulated", precision="fp32"), fake
+    pictures = Pictures(bundle, Device(api=fake), partial(LinearDecoder, bundle), pixels, name="linear", version="0",
+                        precision="fp32")
+    return Runtime("cuda", CudaSolving(engine), pictures), fake

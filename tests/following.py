@@ -9,6 +9,7 @@ from engine.cuda.engine import Engine
 from engine.cuda.memory import Region
 from engine.cuda.settings import Steps
 from engine.cuda.solve import Plan, Tickets
+from engine.spaces import Space
 
 
 def tickets_of(starts: list[Start]) -> Tickets:
@@ -20,10 +21,10 @@ def tickets_of(starts: list[Start]) -> Tickets:
                    column("anchor_z"), column("anchor_w"), tapes)
 
 
-def admitted(engine: Engine, tickets: Tickets, solver: Steps, *, in_w: bool = False, capacity: int) -> Plan:
+def admitted(engine: Engine, tickets: Tickets, solver: Steps, *, space: Space | None = None, capacity: int) -> Plan:
     """A plan whose tickets have been sent up, and that has not run yet."""
     reading, places = engine.read(tickets, linear=hasattr(solver, "steps") and not hasattr(solver, "tableau"))
-    plan = engine.plan(engine.shape(tickets, reading, capacity, in_w), solver)
+    plan = engine.plan(engine.shape(tickets, reading, capacity, space or engine.bundle.spaces["z"]), solver)
     plan.admit(tickets, reading, places)
     return plan
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
+from engine.constants import Phase
 from engine.cuda.compile import sources
 from engine.layout import DTYPES
 from engine.native.build import compiler
@@ -18,8 +19,7 @@ from engine.native.build import compiler
 # Contraction is off and no sum is reordered: the numpy twins do neither.
 OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror",
            "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-unused-function", "-x", "c++")
-QUEUE = ("count", "next", "rows_running", "iterations", "limit", "goes_on")
-IDLE, FRESH = 0, 1
+IDLE, FRESH = Phase.IDLE, Phase.FRESH
 PARTS = ("network", "solve", "wide")
 
 
@@ -77,7 +77,7 @@ class HostSolve:
 
     def __init__(self, real: type = np.float64, precision: str = "fp32", **numbers: Any):
         self.build = {"real": real, "precision": precision}
-        self.numbers, self.arrays = numbers, {}
+        self.numbers, self.arrays = {"layers": 1, "normalised": 1} | numbers, {}
 
     def __getattr__(self, name: str) -> Array:
         return self.arrays[name]

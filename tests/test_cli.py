@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import Sampler
-from engine.cli import edit, sample
+from engine import Sampler, __version__
+from engine.cli import edit, sample, writing
 from engine.cli.console import BAD_INPUT, CHECK_FAILED, MISSING_PACKAGE, OK
-from engine.runtimes.onnxruntime import OnnxRuntime
+from engine.runtimes.onnxruntime import Graphs
 from exporter.export import export
 from tests import tiny
 
@@ -30,8 +30,8 @@ def conditional(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """Two threads that wait for each other beside other test processes are many times slower than one."""
-    opening = OnnxRuntime.__init__
-    monkeypatch.setattr(OnnxRuntime, "__init__", lambda self, bundle, _=0, *more: opening(self, bundle, 1, *more))
+    opening = Graphs.__init__
+    monkeypatch.setattr(Graphs, "__init__", lambda self, bundle, _=0, *more: opening(self, bundle, 1, *more))
 
 
 @pytest.fixture
@@ -80,8 +80,9 @@ def test_sample_writes_pictures_a_grid_and_a_record(bundle, out, capsys):
 def test_a_picture_says_where_it_comes_from(bundle, out):
     sample.main([str(bundle.path), "smile=c1", "--count", "2", "--seed", "7", "--truncation", "0.5", "--out", str(out)])
     first, second, grid = (picture(out / name) for name in ("0000.png", "0001.png", "grid.png"))
-    assert first.text == {"Software": "lace-engine", "Condition": "smile=c1", "Seed": "7", "Truncation": "0.5",
-                          "Bundle": bundle.hash}
+    people = {name: text for name, text in first.text.items() if name != "Recipe"}
+    assert people == {"Software": f"lace-engine {__version__}", "Condition": "smile=c1", "Seed": "7",
+                      "Truncation": "0.5", "Guidance": "1.0", "Bundle": bundle.hash}
     assert second.text["Seed"] == "8"
     assert grid.text["Seed"] == "7..8"
     again = Sampler(bundle, truncation=float(second.text["Truncation"]))
@@ -156,7 +157,12 @@ def test_edit_options_change_what_is_held(bundle, out):
     [
         (["--sede", "3"], "unrecognised argument '--sede'; did you mean --seed?"),
         (["--cuont=3"], "did you mean --count?"),
-        (["--solver", "dopri6"], "invalid choice: 'dopri6'"),
+        (["--solver", "dopri6"], "there is no solver 'dopri6'; did you mean dopri5?"),
+        (["--runtime", "nativ"], "there is no runtime 'nativ'; did you mean native?"),
+        (["--count", "1e3"], "'1e3' is not a whole number"),
+        (["--threads", "-1"], "-1 is not in 0.."),
+        (["--threads", "100000"], "100000 is not in 0.."),
+        (["--capacity", "1000000000"], "1000000000 is not in 1..65536"),
         (["--seed", "-1"], "not in 0..2**64-1"),
         (["--count", "0"], "not a positive number"),
         (["--rtol", "nan"], "not a positive number"),
@@ -179,7 +185,7 @@ def test_bad_options_are_refused_with_a_hint(bundle, out, capsys, arguments, mes
         ("smile=c1 & & hat", [], "^"),
         ("smile=c1 and hat", [], "write & for and"),
         ("age", [], "write age=0.5 or age>0.5"),
-        ("smile=c1", ["--solver", "langevin", "--rtol", "0.1"], "no setting 'rtol'"),
+        ("smile=c1", ["--solver", "langevin", "--rtol", "0.1"], "langevin has no setting --rtol; it has: --steps"),
         ("smile=c1", ["--runtime", "numpy"], "'numpy' only solves"),
         ("smile=c1", ["--runtime", "openvino", "--device", "cuda"], "does not run on device 'cuda'"),
         ("smile=c1", ["--label", "1"], "unconditional"),
@@ -204,8 +210,8 @@ def test_seeds_do_not_run_over(bundle, out, capsys):
 
 def test_labels_are_asked_for_and_checked(conditional, out, capsys):
     base = [conditional.path, "smile=c1", "--count", 1, "--out", out]
-    assert "label in 0..2" in complaint(sample.main, base, capsys)
-    assert "label 3 is out of range" in complaint(sample.main, [*base, "--label", 3], capsys)
+    assert "add --label N, a class in 0..2" in complaint(sample.main, base, capsys)
+    assert "--label 3 is out of range" in complaint(sample.main, [*base, "--label", 3], capsys)
     assert listing(out.parent) == []
     assert sample.main([str(argument) for argument in [*base, "--label", 2]]) == OK
 
@@ -234,8 +240,9 @@ def test_an_error_while_writing_leaves_nothing(bundle, out, capsys, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sample, "save_png", full)
-    assert "No space left" in complaint(sample.main, [bundle.path, "--count", 1, "--out", out], capsys)
+    monkeypatch.setattr(writing, "save_png", full)
+    said = complaint(sample.main, [bundle.path, "--count", 1, "--out", out], capsys)
+    assert f"cannot write {out}: No space left on device; free some space" in said
     assert listing(out.parent) == []
 
 

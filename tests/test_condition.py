@@ -151,7 +151,7 @@ def test_text_has_only_the_parentheses_it_needs(condition, text):
         ("keep(*, a)", 5, "alone"),
         ('"smile', 0, "closing quote"),
         ("smile $ hat", 6, "letters, digits"),
-        ("(" * 200 + "a" + ")" * 200, 101, "nested deeper"),
+        ("(" * 200 + "a" + ")" * 200, 17, "nested deeper than 16 levels"),
     ],
 )
 def test_a_wrong_text_is_answered_with_the_place_and_advice(text, column, words):

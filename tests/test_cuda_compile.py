@@ -66,7 +66,7 @@ def test_narrow_layers_leave_room_for_a_second_block(folder):
 
 def test_a_cubin_comes_from_the_cache_as_it_was_built(tmp_path, monkeypatch):
     first = build("loop", architecture="sm_90", folder=tmp_path)
-    monkeypatch.setattr(compiling, "compiled", lambda *_: pytest.fail("it was compiled again"))
+    monkeypatch.setattr(compiling, "compile_source", lambda *_: pytest.fail("it was compile_source again"))
     assert build("loop", architecture="sm_90", folder=tmp_path) == first
 
 
@@ -139,10 +139,10 @@ def claims():
 
 def test_the_device_compiler_lays_structs_out_as_numpy_does():
     texts = compiling.sources() | {"loop.cu": claims()}
-    compiling.compiled("loop.cu", texts, ("--std=c++17", "--gpu-architecture=sm_90"))
+    compiling.compile_source("loop.cu", texts, ("--std=c++17", "--gpu-architecture=sm_90"))
     texts["loop.cu"] = claims().replace("conditional) == ", "conditional) == 1")
     with pytest.raises(CompileError, match="static assertion failed"):
-        compiling.compiled("loop.cu", texts, ("--std=c++17", "--gpu-architecture=sm_90"))
+        compiling.compile_source("loop.cu", texts, ("--std=c++17", "--gpu-architecture=sm_90"))
 
 
 @pytest.mark.skipif(compiler() is None and "CI" not in os.environ, reason="no C++ compiler is installed")

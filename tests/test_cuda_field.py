@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.grammar import parse
 from engine.layout import OPCODES, pack, to_operand
 from engine.reference import field
-from engine.requests import to_pixels
+from engine.runtimes import to_pixels
 from engine.tape import lower
 from tests.host_kernels import FRESH, HostSolve, address, call, compiler, library, struct
 from tests.test_tape import ATTRIBUTES, WIDTHS

@@ -14,11 +14,11 @@ from engine.batch import Status
 from engine.cuda import solve, tables
 from engine.cuda.dlpack import empty
 from engine.cuda.engine import MOST_PLANS
-from engine.cuda.tensors import sample_tensors, solve_tensors
 from engine.errors import BackendError, RequestError
-from engine.requests import to_pixels
+from engine.runtimes import to_pixels
 from engine.solvers import make_solver
 from engine.solvers.stochastic import Langevin
+from engine.tensors import sample_tensors, solve_tensors
 from tests import host_kernels
 from tests.fake_cuda import FakeCuda
 from tests.fake_kernels import open_fake, view
@@ -100,8 +100,8 @@ def test_devices_can_be_compared_kernel_by_kernel(world, solver):
     """What judges a GPU, on two simulated devices: nothing differs, and a kernel that does is named."""
     pairs = [open_fake(world) for _ in range(2)]
     judge = Sampler(world, runtime="numpy")
-    tickets = tickets_of([judge.start(r, r.expression, None) for r in requests()])
-    plans = [admitted(runtime.engine, tickets, make_solver(solver), capacity=4) for runtime, _ in pairs]
+    tickets = tickets_of([judge.starts.start(r) for r in requests()])
+    plans = [admitted(runtime.solving.engine, tickets, make_solver(solver), capacity=4) for runtime, _ in pairs]
     assert max(follow(*plans, rounds=2).values()) == 0
     wrong, kernel = pairs[0][1], pairs[0][1].kernels["pullback"]
 
@@ -122,8 +122,8 @@ def test_operands_in_half_precision_reach_the_same_energies(world):
     runtime, _ = open_fake(world, precision="fp16")
     sampler = Sampler(world, runtime="numpy", capacity=4)
     wanted = sampler.solve(requests())
-    sampler.stepper, sampler.runtime = runtime.solver(sampler.solver, 4), runtime
-    sampler.flows = {False: [], True: []}
+    sampler.flows.solving = runtime.solving
+    sampler.flows.idle.clear()
     gaps = [abs(a.energy - b.energy) for a, b in zip(sampler.solve(requests()), wanted, strict=True)]
     assert 0 < np.median(gaps) < 1e-2
     runtime.close()
@@ -136,7 +136,8 @@ def test_a_driver_without_the_loop_gets_it_on_the_host(world, monkeypatch, caplo
     runtime, fake = open_fake(world)
     assert "runs on the host" in caplog.text
     sampler = Sampler(world, runtime="numpy")
-    sampler.stepper, wanted = runtime.solver(sampler.solver, 4), sampler.solve(requests())
+    wanted, sampler.flows.solving = sampler.solve(requests()), runtime.solving
+    sampler.flows.idle.clear()
     assert_agree(sampler.solve(requests()), wanted)
     assert "cuGraphLaunch" not in fake.calls
     runtime.close()
@@ -186,7 +187,7 @@ def test_every_kind_of_bundle(tmp_path, on_device, kind):
         work = [Request(c, w=rng.standard_normal(40).astype(np.float32)) for c in (*MIXED[:2], "smile & near(0.1)")]
     sampler, _ = on_device(bundle, capacity=2)
     for settings in ({}, {"solver": "bosh3"}):
-        sampler.stepper = sampler.runtime.solver(Sampler(bundle, **settings).solver, 2)
+        sampler.flows.solver = Sampler(bundle, **settings).flows.solver
         found, wanted = sampler.solve(work), Sampler(bundle, runtime="numpy", **settings).solve(work)
         for a, b in zip(found, wanted, strict=True):
             assert a.energy == pytest.approx(b.energy, rel=0.05, abs=2e-3)
@@ -212,7 +213,8 @@ def test_the_field_gives_jacobians_like_the_judge(world, on_device):
     heads = {"colour": np.eye(5)[1:3], "age": np.ones((1, 1))}
     rows = np.array([0, 2, 2, 4])
     found, wanted = [], []
-    for field, into in ((sampler.runtime.field(), found), (judge.runtime.field(), wanted)):
+    for one, into in ((sampler, found), (judge, wanted)):
+        field = one.flows.new_flow().field
         w, heads_found = field.forward(z, psi, None, heads, {"age": np.array([1, 3])})
         into += [w, *(part for pair in heads_found.values() for part in pair)]
         cotangent = np.repeat(np.arange(48.0)[None, None], 5, axis=0) + np.arange(3)[:, None]
@@ -254,9 +256,9 @@ def test_a_row_that_fails_does_not_touch_the_others(tmp_path, on_device):
 def test_plans_that_are_no_longer_used_go(world, on_device):
     sampler, fake = on_device(world)
     for steps in range(1, MOST_PLANS + 3):
-        sampler.stepper = sampler.runtime.solver(Sampler(world, steps=steps).solver, 1)
+        sampler.flows.solver = Sampler(world, steps=steps).flows.solver
         sampler.solve("smile", seeds=[0])
-    assert len(sampler.runtime.engine.plans) == MOST_PLANS
+    assert len(sampler.runtime.solving.engine.plans) == MOST_PLANS
     assert len(fake.objects["executable"]) == MOST_PLANS
 
 
@@ -281,7 +283,7 @@ def test_every_number_of_the_struct_is_set(world, on_device):
     """What the kernels read and nobody sets would be zero."""
     sampler, _ = on_device(world)
     sampler.solve("smile & near(0.1)", seeds=[0])
-    (plan,) = [plan for plan in sampler.runtime.engine.plans.values() if plan.tickets.host["near"].any()]
+    (plan,) = [plan for plan in sampler.runtime.solving.engine.plans.values() if plan.tickets.host["near"].any()]
     runge_kutta = {"stages", "fsal", "proportional", "integral", "rate_slope"}
     left = {name for name in layout.DTYPES["Solve"].names if not plan.solve[name]}
     assert left <= runge_kutta | {"steps", "embedding", "embedded", "in_w", "state", "combined"}
@@ -318,20 +320,20 @@ def test_pictures_are_drawn_before_the_host_waits(world, on_device):
     """5 rows, two a call; the decoder's own stream waits for the solve, the host for neither."""
     sampler, fake = on_device(world)
     z = torch.from_numpy(np.random.default_rng(4).standard_normal((5, 48)).astype(np.float32))
-    assert sampler.runtime.pictures.decoder.rows == (2, 1)
+    assert sampler.runtime.drawing.decoder.rows == (2, 1)
     sample_tensors(sampler, "glasses & yaw=0.3", z=z)  # builds the graph
     fake.calls.clear()
     solved, pixels = sample_tensors(sampler, "smile & age=0.7", z=z)
     launched = [name for name in fake.calls if "Launch" in name or "Synchronize" in name]
     assert launched.index("cuStreamSynchronize") > launched.index("cuLaunchKernelEx") > launched.index("cuGraphLaunch")
     w = torch.from_dlpack(solved.w).numpy()
-    wanted = sampler.runtime.synthesize(np.ascontiguousarray(np.repeat(w[:, None], 2, axis=1)))
+    wanted = sampler.runtime.drawing.synthesize(np.ascontiguousarray(np.repeat(w[:, None], 2, axis=1)))
     assert np.array_equal(torch.from_dlpack(pixels).numpy(), to_pixels(wanted))
 
 
 def test_tensors_that_do_not_fit_are_refused(world, on_device):
     sampler, _ = on_device(world)
-    z = empty(sampler.runtime.engine.device, (2, 48), np.float32)
+    z = empty(sampler.runtime.solving.engine.device, (2, 48), np.float32)
     for arguments, message in (
         ({}, "give z or w"), ({"z": z, "w": z}, "give z or w"), ({"z": torch.zeros(2, 5)}, r"expected \(rows, 48\)"),
     ):
@@ -341,7 +343,7 @@ def test_tensors_that_do_not_fit_are_refused(world, on_device):
         solve_tensors(sampler, ["smile"] * 3, z=z)
     with pytest.raises(RequestError, match="anchor"):
         solve_tensors(sampler, "smile & near(0.1)", z=z)
-    sampler.stepper = sampler.solver
+    sampler.flows.solver = make_solver("langevin")
     with pytest.raises(RequestError, match="device='cuda'"):
         solve_tensors(sampler, "smile", z=z)
 
@@ -350,8 +352,9 @@ def test_a_table_knows_the_columns_of_its_heads(world, on_device):
     """The difference of two logits, and a logit alone."""
     sampler, _ = on_device(world)
     sampler.solve("smile & colour=c2", seeds=[0])
-    (plan,) = sampler.runtime.engine.plans.values()
-    columns, first = plan.evaluation.tables.host["columns"], sampler.runtime.engine.network.heads["colour"].first
+    (plan,) = sampler.runtime.solving.engine.plans.values()
+    columns = plan.evaluation.tables.host["columns"]
+    first = sampler.runtime.solving.engine.network.heads["colour"].first
     found = {(int(c["plus"]), int(c["minus"])) for c in columns[:6]}
     assert found == {(1, 0), *((first + i, -1) for i in range(5))}
     assert isinstance(plan.shape, tables.Shape)

@@ -101,8 +101,8 @@ class Rig:
     """A queue of tickets that the control kernels work off; the twin evaluates the flow for them."""
 
     def __init__(self, sampler, requests, capacity, real=np.float64, room=0, kind=HostSolve):
-        self.flow, self.solver = sampler.new_flow(), sampler.solver
-        tickets = [sampler.start(request, request.condition, None) for request in requests]
+        self.flow, self.solver = sampler.flows.new_flow(), sampler.flows.solver
+        tickets = [sampler.starts.start(request) for request in requests]
         n, g = len(tickets), sampler.bundle.generator
         columns = max(len(t.tape.columns) for t in tickets) + room
         near, linear = any(t.tape.near for t in tickets), isinstance(self.solver, GaussNewton)

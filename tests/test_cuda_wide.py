@@ -150,8 +150,8 @@ def test_a_round_of_many_rows_runs_through_it(tmp_path, precision):
         runtime, fake = open_fake(world, precision=precision, capability=capability)
         judge = Sampler(world, runtime="numpy")
         requests = [Request("smile & age=0.7 & yaw>0.3", seed=seed) for seed in range(65)]
-        starts = [judge.start(r, r.expression, None) for r in requests]
-        plans.append(admitted(runtime.engine, tickets_of(starts), make_solver("gauss-newton"), capacity=128))
+        starts = [judge.starts.start(r) for r in requests]
+        plans.append(admitted(runtime.solving.engine, tickets_of(starts), make_solver("gauss-newton"), capacity=128))
         runtimes.append((runtime, fake))
     names = [{launch.name for launch in plan.round(on_device=False)} for plan in plans]
     assert [NAME in some for some in names] == [True, False]

@@ -12,23 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import config_f, readme
+from benchmarks import config_f, readme, run, soak
 from engine.grammar import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 COMMANDS = {
     "lace-sample": "engine.cli.sample",
     "lace-edit": "engine.cli.edit",
+    "lace-info": "engine.cli.info",
     "lace-verify": "engine.cli.verify",
     "lace-bench": "engine.cli.bench",
     "lace-export": "exporter.cli",
     "lace-train": "lace_trainer.cli",
     "lace-eval": "lace_evaluation.cli",
 }
-# Of `python -m lace_trainer.faces`, of argparse itself, and of pip.
-OTHER_OPTIONS = {"--help"}
+# Of argparse itself, and of pip.
+OTHER_OPTIONS = {"--help", "--force-reinstall", "--no-deps", "--extra-index-url"}
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -104,7 +105,7 @@ def test_command_lines_are_understood(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_options_that_are_named_exist(page):
-    parsers = [*map(build_parser, COMMANDS), config_f.build_parser(), readme.build_parser()]
+    parsers = [*map(build_parser, COMMANDS), *(script.build_parser() for script in (config_f, readme, run, soak))]
     known = OTHER_OPTIONS.union(*map(options, parsers))
     found = set(re.findall(r"(?<![\w<-])--[a-z][a-z0-9-]*", page.read_text(encoding="utf-8")))
     assert found <= known
@@ -113,33 +114,86 @@ def test_options_that_are_named_exist(page):
 def test_files_that_are_named_exist():
     """Paths like `engine/verify.py` in the pages, so that a renamed file is noticed."""
     for page in PAGES:
-        for path in re.findall(r"`((?:engine|kernels|exporter|trainer|tests|benchmarks)/[\w/.]+)", page.read_text()):
+        for path in re.findall(r"`((?:engine|kernels|exporter|lace_\w+|tests|benchmarks)/[\w/.]+)", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
-def test_numbers_of_the_readme_are_those_of_the_results():
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_citation_is_valid():
+    """The fields that version 1.2 of the format demands."""
+    yaml = pytest.importorskip("yaml")
+    body = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "title", "message", "authors"} <= set(body)
+    for work in (body["preferred-citation"], *body["references"]):
+        assert {"type", "title", "authors"} <= set(work)
+        assert all({"family-names", "given-names"} <= set(author) for author in work["authors"])
+
+
+# --- generated numbers --------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_the_pages_are_those_of_the_results():
     assert readme.main(["--check"]) == 0
 
 
-def test_numbers_are_written_between_the_markers(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{readme.BEGIN}\nOUTDATED\n{readme.END}\nafter\n")
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """A folder of results in which only the evaluation and a failed soak are there."""
+    folder = tmp_path / "results"
+    folder.mkdir()
     line = {"attributes": 1, "conditions": 4, "least_acc": 0.96, "mean_acc": 0.98, "mean_error": None,
             "most_error": None, "mean_whole": 0.98, "missed": []}
     body = {"summary": [line], "judge": {}, "goal": {"class": 0.95, "value_error": 0.1, "tolerance": 0.1}, "count": 256,
             "bundle": "0" * 64, "commit": None, "seconds": 9.0, "machine": {"cores": 2}}
-    (tmp_path / "eval.json").write_text(json.dumps(body))
+    (folder / "eval.json").write_text(json.dumps(body))
     counts = dict.fromkeys(("submitted", "refused", "ended", "finished", "late", "cancelled"), 7)
-    soak = {"benchmark": "soak", "seconds": 1200.0, "threads": 8, "counts": counts, "solved_again": 500, "commit": None,
-            "memory": {"warm_mib": 134.0, "end_mib": 141.0}, "checks": {"memory is flat": False}}
-    (tmp_path / "soak.json").write_text(json.dumps(soak))
-    arguments = ["--readme", str(page), "--results", str(tmp_path)]
+    body = {"benchmark": "soak", "seconds": 1200.0, "threads": 8, "counts": counts, "solved_again": 500, "commit": None,
+            "memory": {"warm_mib": 134.0, "end_mib": 141.0}, "checks": {"memory is flat": False},
+            "machine": {"cores": 2}}
+    (folder / "soak.json").write_text(json.dumps(body))
+    return folder
+
+
+def test_numbers_are_written_between_the_markers(tmp_path, results):
+    for name in readme.PAGES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"before\n{readme.BEGIN}\nOUTDATED\n{readme.END}\nafter\n")
+    arguments = ["--root", str(tmp_path), "--results", str(results)]
     assert readme.main([*arguments, "--check"]) == 1
     assert readme.main(arguments) == 0
     assert readme.main([*arguments, "--check"]) == 0
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "96.0 %" in text
-    assert "- memory is flat: **no**" in text
-    assert "OUTDATED" not in text
+    text = {name: (tmp_path / name).read_text() for name in readme.PAGES}
+    assert all(page.startswith("before\n") and page.endswith("after\n") for page in text.values())
+    assert "OUTDATED" not in "".join(text.values())
+    assert "98.0 % with one" in text["README.md"]
+    assert "**failed**: memory is flat" in text["README.md"]
+    assert "96.0 %" in text[readme.OBEDIENCE]
+    assert "| memory is flat | **no** |" in text[readme.RELIABILITY]
+    assert readme.NOTHING in text[readme.CONFIG_F]
+
+
+def test_a_page_without_markers_and_a_foreign_result_are_errors(tmp_path, results, capsys):
+    (tmp_path / "README.md").write_text("no markers")
+    assert readme.main(["--root", str(tmp_path), "--results", str(results)]) == 2
+    assert "lacks" in capsys.readouterr().err
+    (results / "other.json").write_text("{}")
+    assert readme.main(["--results", str(results), "--check"]) == 2
+    assert "is of none of" in capsys.readouterr().err
+
+
+def speed_line(contestant: str, median: float, **facts) -> dict:
+    return {"suite": "solve", "world": "ffhq", "attributes": 3, "rows": 16, "contestant": contestant, "median": median,
+            "check": "passed", "energy": 0.01, "trajectory_error": 0.1, **facts}
+
+
+def test_A8_the_readme_gives_the_defaults_number_and_says_where_it_is_less_accurate():
+    lines = [speed_line("paper", 3000.0), speed_line("diffrax heun", 100.0), speed_line("ours, 6 steps", 1.0),
+             speed_line("ours, bf16-jacobian", 5.0), speed_line("ours", 10.0)]
+    _, found, _ = readme.solve_line(lines)
+    assert found.startswith("10 ms: 300 times as fast as the paper's method, 10 times as fast as `diffrax heun`")
+    assert "no less accurate" in found
+    _, found, _ = readme.solve_line([*lines[:-1], speed_line("ours", 10.0, trajectory_error=0.2)])
+    assert "; less accurate than the paper's method in trajectory_error" in found

@@ -1,10 +1,15 @@
 """The whole export, from torch modules to an opened bundle."""
 
 import json
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +24,7 @@ from engine.verify import ParityError
 from exporter import cli
 from exporter import export as exporting
 from exporter.export import export
-from tests import tiny
+from tests import checkpoints, tiny
 
 
 @pytest.fixture(scope="module")
@@ -48,43 +53,43 @@ def test_a_bundle_says_what_it_holds(made):
     assert made.heads["shape"].space == "z"
     assert made.heads["trunk"].widths == (16, 12, 10, 7)
     assert all(check["passed"] for check in made.manifest.provenance["parity"])
-    assert json.loads((made.path / "manifest.json").read_text())["format"] == "1.0"
+    assert json.loads((made.path / "manifest.json").read_text())["format"] == "2.0"
 
 
 def test_golden_answers_are_those_of_the_numpy_field(made):
     golden, tensors = made.golden, {name: tensor.astype(np.float64) for name, tensor in made.field.items()}
     assert sorted(set(golden["psi"].ravel().tolist())) == pytest.approx([0.5, 0.7, 1.0])
     w, hidden = twin.mapping(tensors, golden["z"].astype(np.float64), golden["psi"].astype(np.float64), golden["label"])
-    assert golden["w"] == pytest.approx(w, abs=1e-5)
+    assert golden["mapping.w"] == pytest.approx(w, abs=1e-5)
     stack = twin.layers(tensors, "head.trunk")
     rows = twin.head_rows(stack, twin.head(stack, w)[1], np.eye(7)[0:1])
     expected = twin.pullback(tensors, golden["z"].astype(np.float64), golden["psi"], hidden, rows)
-    assert golden["age.gradient"] == pytest.approx(expected, abs=1e-5)
-    assert golden["images"].shape == (4, 3, 8, 8)
-    assert golden["image"].shape == (1, 3, 8, 8)
+    assert golden["head.trunk.gradient"][:, :1] == pytest.approx(expected, abs=1e-5)
+    assert golden["synthesis.images"].shape == (4, 3, 8, 8)
+    assert golden["synthesis.image"].shape == (1, 3, 8, 8)
 
 
 def test_pictures_equal_the_torch_generator(made):
     parts = tiny.parts(labels=3)
     ws = torch.randn(5, parts.synthesis.num_ws, 16, generator=torch.Generator().manual_seed(1))
     runtime = open_runtime(made, "onnxruntime")
-    assert runtime.synthesize(ws.numpy()) == pytest.approx(parts.synthesis(ws).numpy(), abs=2e-5)
+    assert runtime.drawing.synthesize(ws.numpy()) == pytest.approx(parts.synthesis(ws).numpy(), abs=2e-5)
 
 
 def test_bfloat16_is_checked_without_a_runtime_that_has_it(tmp_path):
     bundle = export(tiny.parts(), out=tmp_path / "b.lace", precision="bf16")
     checks = {check["name"]: check for check in bundle.manifest.provenance["parity"]}
-    assert "types made float32" in checks["image psnr"]["note"]
+    assert checks["image psnr"]["passed"]
     assert checks["image of the torch module, psnr"]["passed"]
 
 
 def test_noise_inputs_are_named_in_the_manifest_and_zero_by_default(tmp_path):
     parts = tiny.parts()
     bundle = export(parts, out=tmp_path / "n.lace", noise="input")
-    assert bundle.manifest.graphs["synthesis"]["noises"] == {"noise.1": [8, 8], "noise.2": [8, 8]}
+    assert bundle.manifest.graphs["synthesis"]["noises"] == {"noise.1": (8, 8), "noise.2": (8, 8)}
     ws = torch.randn(2, parts.synthesis.num_ws, 16, generator=torch.Generator().manual_seed(1))
     expected = parts.synthesis(ws, [None] * 3).numpy()
-    assert open_runtime(bundle, "onnxruntime").synthesize(ws.numpy()) == pytest.approx(expected, abs=2e-5)
+    assert open_runtime(bundle, "onnxruntime").drawing.synthesize(ws.numpy()) == pytest.approx(expected, abs=2e-5)
 
 
 def test_a_wrong_graph_is_refused_and_nothing_is_left(tmp_path, monkeypatch, graph_of_made):
@@ -128,7 +133,8 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_cleans_up(tmp_path, graph
     done = subprocess.run([sys.executable, "-c", KILLED, str(target)], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr
     assert not target.exists()
-    (left,) = tmp_path.iterdir()
+    lock, left = sorted(tmp_path.iterdir())
+    assert lock.name == ".killed.lace.lock"
     assert left.name.startswith(f".killed.lace{PARTIAL}")
     with pytest.raises(BundleError, match="not finished"):
         Bundle(left)
@@ -143,7 +149,7 @@ def test_heads_are_added_without_exporting_the_generator_again(made, tmp_path, m
     assert list(bundle.attributes) == [*made.attributes, "beard", "mood", "slant"]
     assert bundle.attributes["beard"].head == "trunk_2"
     assert bundle.files["synthesis.onnx"] == made.files["synthesis.onnx"]
-    assert np.array_equal(bundle.golden["smile.gradient"], made.golden["smile.gradient"])
+    assert np.array_equal(bundle.golden["head.smile.gradient"], made.golden["head.smile.gradient"])
     names = [check["name"] for check in bundle.manifest.provenance["parity"]]
     assert {"slant.logits", "beard.gradient median", "image"} <= set(names)
     # The same answers as if all heads had been exported at once, by autograd.
@@ -151,8 +157,8 @@ def test_heads_are_added_without_exporting_the_generator_again(made, tmp_path, m
 
     given = {name: made.golden[name] for name in ("z", "psi", "label")}
     answers = field_answers(tiny.parts(labels=3).mapping, more, given)
-    assert bundle.golden["mood.gradient"] == pytest.approx(answers["mood.gradient"], abs=1e-5)
-    assert bundle.golden["slant.gradient"] == pytest.approx(answers["slant.gradient"], abs=1e-5)
+    assert bundle.golden["head.trunk_2.gradient"] == pytest.approx(answers["head.trunk.gradient"], abs=1e-5)
+    assert bundle.golden["head.slant.gradient"] == pytest.approx(answers["head.slant.gradient"], abs=1e-5)
 
 
 def test_a_bundle_is_replaced_in_place_only_when_told_so(made, tmp_path):
@@ -217,14 +223,16 @@ def test_style_layers_of_the_paper_are_dropped_for_other_sizes(made):
 
 
 def test_command_line_exports_and_reports(tmp_path, monkeypatch, capsys, graph_of_made):
-    monkeypatch.setattr(exporting, "load_generator", lambda path: tiny.parts(labels=3))
-    monkeypatch.setattr(exporting, "load_heads", lambda path, labels=None: tiny.stack("smile", {"smile": 2}))
+    parts = replace(tiny.parts(labels=3), remarks=("the centre was [estimated]",))
+    monkeypatch.setattr(exporting, "load_generator", lambda path: parts)
+    monkeypatch.setattr(exporting, "read_part", lambda path, **options: tiny.stack("smile", {"smile": 2}))
     (tmp_path / "faces.pkl").write_bytes(b"not read")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--gan", "faces.pkl", "--heads", "smile.pt"]) == 0
     shown = capsys.readouterr()
     assert "gradient median, worst of 2: smile" in shown.out
     assert "written: faces.lace" in shown.out
+    assert "note: the centre was [estimated]" in shown.out
     assert "golden answers" in shown.err
     assert cli.main(["--gan", "faces.pkl", "--overwrite", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -247,6 +255,112 @@ def test_command_line_errors_are_one_message_and_an_exit_code(tmp_path, monkeypa
     for error, code in ((ParityError("w is 1"), 1), (CheckpointError("unsafe"), 2), (ModuleNotFoundError("x"), 3)):
         monkeypatch.setattr(exporting, "load_generator", raising(error))
         assert cli.main(["--gan", str(tmp_path / "x.pkl")]) == code
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with files of every sort that somebody may give by mistake."""
+    monkeypatch.chdir(tmp_path)
+    net = checkpoints.generator()
+    (tmp_path / "net.pt").write_bytes(checkpoints.rosinality_file(net))
+    for name, options in (("smile", {}), ("wide", {"widths": (7, 5, 4, 3)}), ("hat-fur", {"logits": 4})):
+        (tmp_path / f"{name}.pt").write_bytes(checkpoints.torch_bytes(checkpoints.lace_head(**options)[0]))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "diary").write_text("x")
+    (tmp_path / "text").write_text("x")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "bundle.lace").mkdir()
+    (tmp_path / "bundle.lace" / "manifest.json").write_text("{}")
+    os.symlink("loop", tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    np.save(tmp_path / "matrix.npy", np.ones((2, 6)))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "latin.json").write_bytes(b"\xff\xfe{}")
+    labels = {"list": [1], "range": {"smile": {"range": 5}}, "one": {"smile": {"classes": ["a"]}}, "layers": {
+        "smile": {"layers": ["a"]}}, "far": {"smile": {"layers": [99]}}, "none": {"smile": {"layers": []}}, "escape": {
+        "smile": ["no", "\x1b[31m"]}, "blank": {"smile": ["no", ""]}, "number": {"smile": 3}, "other": {
+        "smail": ["a", "b"]}, "twice": {"smile": ["a", "a"]}, "word": {"smile": {"sigma": "wide"}}}
+    for name, content in labels.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+SMILE = "--gan net.pt --heads smile.pt "
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("--gan nowhere.pt", "no file nowhere"), ("--gan folder", "is a folder"), ("--gan empty", "empty is empty"),
+    ("--gan text", "a text file"), ("--gan ''", "the name of the checkpoint is empty"), ("--gan .", "is empty"),
+    ("--gan /", "is a folder"), ("--gan loop", "no file loop"), ("--gan pipe", "not an ordinary file"),
+    ("--gan bundle.lace", "is a bundle already"), ("--gan bundle.lace --heads smile.pt", "manifest"),
+    ("--gan smile.pt", "give it as a head"), (f"--gan {'x' * 300}", "cannot be called"),
+    ("--gan net.pt --heads nowhere", "no file nowhere"), ("--gan net.pt --heads net.pt", "state_dict"),
+    ("--gan net.pt --heads wide.pt", "reads 7 numbers, but w of 'net' has 6"),
+    ("--gan net.pt --heads hat-fur.pt", "--labels FILE"), ("--gan net.pt --heads folder", "is a folder"),
+    ("--gan net.pt --heads ''", "is empty"), ("--gan net.pt --heads matrix.npy", "shape (2, 6)"),
+    ("--gan net.pt --heads smile.pt smile.pt", "two heads are called 'smile'"),
+    ("--gan net.pt --out folder", "exists already"), ("--gan net.pt --out text", "exists already"),
+    ("--gan net.pt --out text/x.lace", "cannot be written"), ("--gan net.pt --out loop", "leads nowhere"),
+    ("--gan net.pt --out ''", "exists already"), ("--gan net.pt --out /", "exists already"),
+    (f"--gan net.pt --out {'x' * 300}", "cannot be called"), ("--gan net.pt --out 'a\0b'", "cannot be called"),
+    ("--gan net.pt --out folder --overwrite", "never overwritten"),
+    ("--gan net.pt --truncation nan", "--truncation"), ("--gan net.pt --truncation -1", "truncation is -1"),
+    ("--gan net.pt --truncation 1e400", "--truncation"), ("--gan net.pt --guidance 0", "--guidance"),
+    ("--gan net.pt --guidance nan", "--guidance"), ("--gan net.pt --name ''", "the name is ''"),
+    (f"--gan net.pt --name {'x' * 300}", "the name is"), ("--gan net.pt --name '\x1b[31m'", "the name is"),
+    ("--gan net.pt --tensorrt sm90", "sm90"), ("--gan net.pt --tensorrt nope", "nope"),
+    (SMILE + "--labels nowhere.json", "cannot read the labels"), (SMILE + "--labels folder", "cannot read the labels"),
+    (SMILE + "--labels empty", "no JSON"), (SMILE + "--labels deep.json", "no JSON"),
+    (SMILE + "--labels latin.json", "no JSON"), (SMILE + "--labels loop", "cannot read the labels"),
+    (SMILE + "--labels list.json", "must be a JSON object"), (SMILE + "--labels range.json", "wrong sigma, range"),
+    (SMILE + "--labels one.json", "shares out: smile 1"), (SMILE + "--labels layers.json", "wrong sigma, range"),
+    (SMILE + "--labels far.json", "edits the style layers"), (SMILE + "--labels none.json", "empty list of layers"),
+    (SMILE + "--labels escape.json", "not a printable text"), (SMILE + "--labels blank.json", "not a printable text"),
+    (SMILE + "--labels number.json", "must be \"value\""), (SMILE + "--labels other.json", "did you mean 'smile'"),
+    (SMILE + "--labels twice.json", "repeat a name"), (SMILE + "--labels word.json", "wrong sigma"),
+])
+def test_B15_what_cannot_be_exported_is_one_sentence_before_the_work(files, capsys, monkeypatch, line, message):
+    def too_late(*arguments, **options):
+        raise AssertionError("the synthesis is exported already")
+
+    monkeypatch.setattr(exporting, "export_synthesis", too_late)
+    before = sorted(path.name for path in files.iterdir())
+    try:
+        code = cli.main(shlex.split(line))
+    except SystemExit as stopped:  # by argparse
+        code = stopped.code
+    assert code == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("error:") == 1
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+def test_B15_names_with_brackets_are_text_in_the_report(files, capsys, graph_of_made, monkeypatch):
+    monkeypatch.setattr(exporting, "load_generator", lambda path: tiny.parts(labels=3))
+    (files / "brackets.json").write_text(json.dumps({"smile": ["[/x]", "[red]"]}))
+    np.save(files / "smile_boundary.npy", np.ones((1, 16)))
+    line = "--gan net.pt --heads smile_boundary.npy --labels brackets.json --name [/bold]"
+    assert cli.main(shlex.split(line)) == 0
+    shown = capsys.readouterr().out
+    assert "[/x], [red]" in shown
+    assert "[/bold]: stylegan2" in shown
+
+
+@pytest.mark.parametrize("package", cli.PACKAGES)
+def test_C9_a_package_that_is_missing_is_told_before_the_work(files, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(exporting, "load_generator", raising(AssertionError("the work began")))
+    assert cli.main(["--gan", "net.pt"]) == 3
+    assert f"the package {package!r} is missing; install it with: pip install" in capsys.readouterr().err
+
+
+def test_C9_the_extra_for_the_export_holds_every_package_of_it():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = {re.match(r"[\w-]+", line)[0] for line in extras["export"] + extras["cpu"]}
+    assert "lace-engine[cpu]" in extras["export"]
+    assert set(cli.PACKAGES) <= names
 
 
 def raising(error):

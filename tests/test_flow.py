@@ -128,12 +128,12 @@ def reference(world, condition, z, psi, label, anchor):
 
 def evaluated(sampler, requests, *, linear):
     """The field at a point away from each row's start, which is what near and keep measure from."""
-    batch = Batch(len(requests), DIM, DIM, sampler.runtime.dtype)
+    batch = Batch(len(requests), DIM, DIM, sampler.runtime.solving.dtype)
     for row, request in enumerate(requests):
-        batch.admit(row, sampler.start(request, request.expression, None))
+        batch.admit(row, sampler.starts.start(request))
     step = np.random.default_rng(1).standard_normal(batch.z.shape) * 0.3
     rows, z = np.arange(len(requests)), (batch.z + step).astype(batch.dtype)
-    return batch, z, sampler.new_flow().evaluate(batch, rows, z, linear=linear)
+    return batch, z, sampler.flows.new_flow().evaluate(batch, rows, z, linear=linear)
 
 
 def anchor_of(world, request, start):

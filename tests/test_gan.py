@@ -12,15 +12,17 @@ from PIL import Image
 from engine.errors import BackendError, CheckpointError, LaceError
 from exporter.checkpoints import load_generator, training_record
 from lace_trainer import cli
-from lace_trainer.data import rendered
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import rendered
 from lace_trainer.gan import ada
+from lace_trainer.gan.config import GanConfig
 from lace_trainer.gan.feature_discriminator import FeatureDiscriminator
 from lace_trainer.gan.generator_file import export_generator
+from lace_trainer.gan.loop import resumed, train
 from lace_trainer.gan.losses import path_lengths, r1_penalty
 from lace_trainer.gan.record import Fid
 from lace_trainer.gan.score import data_features
-from lace_trainer.gan.training import GanConfig, Training, resumed, train, usable
+from lace_trainer.gan.training import Training, usable
 from lace_trainer.judges import classifier
 from lace_trainer.judges.metrics import moments
 

@@ -1,15 +1,12 @@
 """Which runtime is taken on which device, and how they fit together."""
 
-import shutil
 import sys
 
 import numpy as np
 import pytest
 
 from engine import BackendError, Sampler
-from engine.bundle import Bundle
-from engine.requests import to_pixels
-from engine.runtimes import AUTO, MissingRuntime, UnfitDevice, compiling, open_runtime
+from engine.runtimes import AUTO, MissingRuntime, UnfitDevice, compiling, open_runtime, to_pixels
 from engine.sampler import find_bundle
 
 
@@ -21,11 +18,11 @@ def no_stand_in_stays():
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    """A copy of the demo bundle: plans are written into a bundle's folder."""
-    path = tmp_path_factory.mktemp("demo") / "demo.lace"
-    shutil.copytree(find_bundle("demo").path, path, ignore=shutil.ignore_patterns("plans"))
-    return Bundle(path)
+def bundle(tmp_path_factory):
+    """The demo bundle, with an empty cache of plans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACE_PLANS", str(tmp_path_factory.mktemp("plans")))
+        yield find_bundle("demo")
 
 
 def test_auto_takes_the_first_that_is_installed_and_knows_the_gpu(bundle, monkeypatch):
@@ -66,7 +63,7 @@ def test_tensorrt_solves_by_our_kernels(bundle, monkeypatch, name):
     monkeypatch.setattr(solving, "open_bundle", lambda bundle, **options: given.update(options) or "runtime")
     monkeypatch.setattr(driver.Device.__init__, "__defaults__", (0, gpu))
     assert open_runtime(bundle, name, device="cuda", precision="tf32") == "runtime"
-    assert (given["name"], given["version"], given["precision"]) == (name, "0.1", "tf32")
+    assert (given["name"], given["drawer"], given["version"], given["precision"]) == (name, name, "0.1", "tf32")
     assert given["decoder"](driver.Device()).precision == "tf32"
 
 
@@ -83,7 +80,7 @@ def test_from_condition_to_pixels_on_stand_ins(bundle, monkeypatch):
     monkeypatch.setattr(solving, "build", fake_kernels.build)
     monkeypatch.setattr(driver.Device.__init__, "__defaults__", (0, gpu))
     sampler = Sampler(bundle, device="cuda", capacity=4)
-    assert "runtime=tensorrt 0.1 with cuda.bindings" in repr(sampler)
+    assert "runtime=tensorrt 0.1 with cuda " in repr(sampler)
     found = sampler.sample("smile & age=0.7", seeds=range(3))
     reference = Sampler(bundle, threads=1)
     expected = reference.render(found)  # the same latents
@@ -99,9 +96,9 @@ def test_a_sampler_takes_the_pixels_of_a_runtime_that_makes_them(bundle, monkeyp
 
     def pixels(ws, noises):
         calls.append(len(ws))
-        return to_pixels(sampler.runtime.synthesize(ws, noises))
+        return to_pixels(sampler.runtime.drawing.synthesize(ws, noises))
 
-    monkeypatch.setattr(sampler.runtime, "pixels", pixels, raising=False)
+    monkeypatch.setattr(sampler.runtime.drawing, "pixels", pixels)
     for sample, image in zip(sampler.sample("smile", seeds=range(2)), expected, strict=True):
         np.testing.assert_array_equal(sample.image, image)
     assert calls == [2]

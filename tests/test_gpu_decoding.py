@@ -13,8 +13,7 @@ import pytest
 
 from engine import BackendError, Sampler
 from engine.bundle import Bundle
-from engine.requests import to_pixels
-from engine.runtimes import MissingRuntime, UnfitDevice, compiling, open_runtime
+from engine.runtimes import MissingRuntime, UnfitDevice, compiling, open_runtime, to_pixels
 from engine.runtimes import onnxruntime as runtime
 from engine.runtimes.decoding import Pictures, picture_precision, pictures_in, sizes
 from engine.runtimes.tensorrt import TensorRtDecoder
@@ -28,6 +27,10 @@ from tests.fake_cuda import FakeCuda
 from tests.fake_memory import viewed
 from tests.fake_onnxruntime import CUDA, FakeSession
 from tests.fake_tensorrt import Ada, install
+
+
+def pictures_by(bundle, gpu, make, kernel=None) -> Pictures:
+    return Pictures(bundle, gpu, make, kernel, name="fake", version="0", precision="fp32")
 
 
 @pytest.fixture
@@ -46,8 +49,9 @@ def exported(tmp_path_factory) -> Bundle:
 
 
 @pytest.fixture
-def bundle(exported, tmp_path) -> Bundle:
-    """A copy: its cache of plans is empty."""
+def bundle(exported, tmp_path, monkeypatch) -> Bundle:
+    """A copy whose folder of plans is trusted, and empty."""
+    monkeypatch.setenv("LACE_PLANS", str(tmp_path / "tiny.lace" / "plans"))
     shutil.copytree(exported.path, tmp_path / "tiny.lace")
     return Bundle(tmp_path / "tiny.lace")
 
@@ -82,12 +86,12 @@ def test_sizes_are_few_and_reach_from_the_fewest_to_the_most_rows():
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 21])
 def test_tensorrt_decodes_any_number_of_rows(bundle, cuda, gpu, library, rows):
-    pictures = Pictures(bundle, gpu, lambda device: TensorRtDecoder(bundle, library, device))
+    pictures = pictures_by(bundle, gpu, lambda device: TensorRtDecoder(bundle, library, device))
     reference = open_runtime(bundle, "onnxruntime", threads=1)
     ws, noises = latents(bundle, rows)
     for _ in range(2):
-        np.testing.assert_array_equal(pictures.synthesize(ws, noises), reference.synthesize(ws, noises))
-    np.testing.assert_array_equal(pictures.synthesize(ws), reference.synthesize(ws))
+        np.testing.assert_array_equal(pictures.synthesize(ws, noises), reference.drawing.synthesize(ws, noises))
+    np.testing.assert_array_equal(pictures.synthesize(ws), reference.drawing.synthesize(ws))
     # One graph for each size that occurs, however often it is decoded.
     used = {n for n in (8, 4, 2, 1) if (rows % (2 * n) if n < 8 else rows) >= n}
     assert sorted(pictures.decoder.calls) == sorted(used)
@@ -95,18 +99,18 @@ def test_tensorrt_decodes_any_number_of_rows(bundle, cuda, gpu, library, rows):
 
 
 def test_a_plan_of_one_fixed_shape_decodes_spare_rows(bundle, gpu, library):
-    pictures = Pictures(bundle, gpu, lambda device: TensorRtDecoder(bundle, library, device, rows=(4, 4, 4)))
+    pictures = pictures_by(bundle, gpu, lambda device: TensorRtDecoder(bundle, library, device, rows=(4, 4, 4)))
     reference = open_runtime(bundle, "onnxruntime", threads=1)
     ws, noises = latents(bundle, 6)
-    np.testing.assert_array_equal(pictures.synthesize(ws, noises), reference.synthesize(ws, noises))
+    np.testing.assert_array_equal(pictures.synthesize(ws, noises), reference.drawing.synthesize(ws, noises))
     assert list(pictures.decoder.calls) == [4]
 
 
 def test_a_context_that_cannot_be_captured_runs_without_a_graph(bundle, cuda, gpu, monkeypatch):
     install(monkeypatch, cuda, "tensorrt_rtx", capturable=False)
-    pictures = Pictures(bundle, gpu, lambda device: TensorRtDecoder(bundle, "tensorrt_rtx", device))
+    pictures = pictures_by(bundle, gpu, lambda device: TensorRtDecoder(bundle, "tensorrt_rtx", device))
     ws, noises = latents(bundle, 3)
-    expected = open_runtime(bundle, "onnxruntime", threads=1).synthesize(ws, noises)
+    expected = open_runtime(bundle, "onnxruntime", threads=1).drawing.synthesize(ws, noises)
     np.testing.assert_array_equal(pictures.synthesize(ws, noises), expected)
     assert cuda.objects["executable"] == {}
 
@@ -203,9 +207,9 @@ def test_pixels_are_rounded_on_the_device(bundle, monkeypatch):
     install(monkeypatch, cuda, "tensorrt")
     gpu = driver.Device(api=cuda)
     kernel = gpu.load(b"cubin")("pixels_f32")
-    pictures = Pictures(bundle, gpu, lambda device: TensorRtDecoder(bundle, "tensorrt", device), (kernel, 256))
+    pictures = pictures_by(bundle, gpu, lambda device: TensorRtDecoder(bundle, "tensorrt", device), (kernel, 256))
     ws, noises = latents(bundle, 11)
-    expected = to_pixels(open_runtime(bundle, "onnxruntime", threads=1).synthesize(ws, noises))
+    expected = to_pixels(open_runtime(bundle, "onnxruntime", threads=1).drawing.synthesize(ws, noises))
     np.testing.assert_array_equal(pictures.pixels(ws, noises), expected)
 
 
@@ -225,12 +229,12 @@ def provider(monkeypatch, cuda):
 
 @pytest.mark.parametrize("rows", [1, 13])
 def test_onnxruntime_decodes_on_our_stream_from_fixed_addresses(bundle, cuda, gpu, provider, monkeypatch, rows):
-    pictures = Pictures(bundle, gpu, lambda device: runtime.CudaDecoder(bundle, device))
+    pictures = pictures_by(bundle, gpu, lambda device: runtime.CudaDecoder(bundle, device))
     ws, noises = latents(bundle, rows)
     found = [pictures.synthesize(ws, noises) for _ in range(2)]
     (session,) = provider.opened
     monkeypatch.undo()
-    expected = open_runtime(bundle, "onnxruntime", threads=1).synthesize(ws, noises)
+    expected = open_runtime(bundle, "onnxruntime", threads=1).drawing.synthesize(ws, noises)
     for images in found:
         np.testing.assert_array_equal(images, expected)
     assert session.provider == CUDA
@@ -247,8 +251,8 @@ def test_everything_runs_on_the_provider_that_was_asked_for(bundle, provider):
     used = {session.path.rpartition("/")[2]: session.options["use_tf32"] for session in provider.opened}
     # Targets are sharp: logits in TF32 would be off by a hundredth of them.
     assert used == {"mapping.onnx": "0", "pullback.onnx": "0", "head.smile.onnx": "0", "synthesis.onnx": "1"}
-    assert f"runtime=onnxruntime {ort.__version__}, device=cuda, precision=tf32, slopes=fp32" in repr(sampler)
-    assert not sampler.runtime.row_independent
+    assert f"runtime=onnxruntime {ort.__version__}, device=cuda, precision=tf32, jacobian=fp32" in repr(sampler)
+    assert not sampler.runtime.solving.row_independent
 
 
 def test_without_the_provider_nothing_runs(bundle, monkeypatch):

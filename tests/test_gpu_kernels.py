@@ -11,7 +11,7 @@ from engine.cuda.compile import BLOCKS, SOURCE_OF, TILES, WGMMA, build, has_wgmm
 from engine.errors import BackendError
 from engine.layout import DTYPES, PRECISIONS, to_operand
 from engine.reference import field
-from engine.requests import to_pixels
+from engine.runtimes import to_pixels
 from tests.host_kernels import KNOWN, HostSolve, struct
 from tests.test_cuda_solvers import compare_tapes
 from tests.test_tape import SEEDS, TREES

@@ -1,7 +1,6 @@
 """Pictures on a real GPU, by every runtime that is installed: `pytest -m gpu`."""
 
 import logging
-import shutil
 
 import numpy as np
 import pytest
@@ -17,11 +16,11 @@ NAMES = [name for name, entry in RUNTIMES.items() if "cuda" in entry.extras]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Bundle:
-    """A copy of the demo bundle, into which plans may be written."""
-    path = tmp_path_factory.mktemp("demo") / "demo.lace"
-    shutil.copytree(find_bundle("demo").path, path, ignore=shutil.ignore_patterns("plans"))
-    return Bundle(path)
+def demo(tmp_path_factory):
+    """The demo bundle, with an empty cache of plans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACE_PLANS", str(tmp_path_factory.mktemp("plans")))
+        yield find_bundle("demo")
 
 
 def opened(demo: Bundle, name: str, precision: str | None = None):
@@ -41,12 +40,12 @@ def test_golden_answers(demo, name, precision):
 @pytest.mark.parametrize("name", NAMES)
 def test_any_number_of_rows_decodes_alike(demo, name):
     runtime, reference = opened(demo, name), open_runtime(demo, "onnxruntime")
-    w = np.resize(demo.golden["w"], (21, demo.generator.w_dim))
+    w = np.resize(demo.golden["mapping.w"], (21, demo.generator.w_dim))
     ws = np.ascontiguousarray(np.repeat(w[:, None], demo.generator.num_ws, axis=1))
-    expected = reference.synthesize(ws)
+    expected = reference.drawing.synthesize(ws)
     for rows in (1, 2, 3, 7, 8, 21):
         for _ in range(3):  # run, captured, replayed
-            np.testing.assert_allclose(runtime.synthesize(ws[:rows]), expected[:rows], atol=2e-4)
+            np.testing.assert_allclose(runtime.drawing.synthesize(ws[:rows]), expected[:rows], atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])

@@ -17,8 +17,8 @@ pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
 from engine.cuda.compile import BLOCKS, build
 from engine.cuda.driver import NoDevice
 from engine.cuda.engine import Engine
-from engine.cuda.tensors import sample_tensors, solve_tensors
 from engine.runtimes import cuda
+from engine.tensors import sample_tensors, solve_tensors
 from tests.fake_kernels import open_fake
 from tests.following import admitted, follow, tickets_of
 
@@ -74,8 +74,9 @@ def test_every_kernel_gives_what_its_source_gives_on_the_host(world, precision, 
     runtime = runtime_for(world, precision)
     host, _ = open_fake(world, precision=precision)
     judge = Sampler(world, runtime="numpy")
-    tickets = tickets_of([judge.start(r, r.expression, None) for r in requests(rows)])
-    plans = [admitted(e, tickets, make_solver(solver), capacity=128) for e in (runtime.engine, host.engine)]
+    tickets = tickets_of([judge.starts.start(r) for r in requests(rows)])
+    engines = runtime.solving.engine, host.solving.engine
+    plans = [admitted(engine, tickets, make_solver(solver), capacity=128) for engine in engines]
     worst = follow(*plans, rounds=3)
     assert max(worst.values()) < (2e-5 if precision == "fp32" else 2e-3), worst
 
@@ -87,7 +88,8 @@ def test_gradients_agree_with_float64(world, precision):
     heads = {"smile": np.array([[-1.0, 1.0]]), "age": np.ones((1, 1)), "colour": np.eye(5)[:3]}
     runtime, judge = runtime_for(world, precision), open_runtime(world, "numpy")
     jacobians = []
-    for field in (runtime.field(), judge.field()):
+    for solving in (runtime.solving, judge.solving):
+        field = solving.field(world.spaces["z"])
         _, found = field.forward(z, psi, None, heads)
         slopes = np.concatenate([found[name][1] for name in heads], axis=1)
         jacobians.append(field.pullback(np.ascontiguousarray(slopes, np.float32)))
@@ -126,10 +128,9 @@ def test_the_graph_gives_the_same_bits_as_the_loop_on_the_host(world, precision)
     results = []
     for loops in (True, False):
         with sampler_on(world, precision, capacity=16) as sampler:
-            own = sampler.runtime.engine
+            own = sampler.runtime.solving.engine
             other = Engine(own.device, world, precision, build, blocks=BLOCKS, loops=loops)
-            sampler.runtime.engine = other
-            sampler.stepper = sampler.runtime.solver(sampler.solver, 16)
+            sampler.runtime.solving.engine = other
             results.append(sampler.solve(requests(40)))
             other.close_plans()
     for a, b in zip(*results, strict=True):
@@ -180,5 +181,5 @@ def test_pictures_stay_on_the_device():
     z = torch.randn(11, sampler.bundle.generator.z_dim, device="cuda")
     solved, pixels = sample_tensors(sampler, "smile", z=z)
     w = torch.from_dlpack(solved.w).cpu().numpy()
-    wanted = sampler.runtime.pixels(np.repeat(w[:, None], sampler.bundle.generator.num_ws, axis=1))
+    wanted = sampler.runtime.drawing.pixels(np.repeat(w[:, None], sampler.bundle.generator.num_ws, axis=1))
     assert np.array_equal(torch.from_dlpack(pixels).cpu().numpy(), wanted)

@@ -54,8 +54,8 @@ def test_a_head_of_lace_is_a_dense_stack(write, legacy, only):
         ("age", 1, (), (4, 5, 6, 7)),
         ("light0", 1, (), (7, 8, 9, 10, 11)),
         ("width", 1, (), None),
-        ("age", 2, ("0", "1"), None),
-        ("moods", 5, tuple("01234"), None),
+        ("age", 2, ("kitten", "old"), None),
+        ("moods", 5, ("grumpy", "playful", "bored", "fearful", "happy"), None),
         ("novelty", 3, ("0", "1", "2"), None),
     ],
 )
@@ -107,6 +107,109 @@ def test_cifar_heads_have_ten_named_classes_and_may_be_on_z(write):
     assert stack.attributes[0].classes[3] == "cat"
     assert stack.space == "z"
     assert load_heads(path, space="w").space == "w"
+
+
+@pytest.mark.parametrize("name", ["best_valid_ckpt", "last_ckpt", "ckpt_10"])
+def test_A7_heads_of_cifar_name_nothing_and_are_the_category(tmp_path, name):
+    content, _ = build.lace_head(logits=10, last="linear")
+    (tmp_path / f"{name}.pt").write_bytes(build.torch_bytes(content))
+    (attribute,) = load_heads(tmp_path / f"{name}.pt").attributes
+    assert (attribute.name, attribute.classes[3]) == ("category", "cat")
+
+
+@pytest.mark.parametrize("name", ["last_ckpt_smile", "ckpt_20_smile", "best_valid_ckpt_smile", "smile"])
+def test_A7_every_checkpoint_of_a_head_keeps_its_name_and_its_classes(tmp_path, name):
+    (tmp_path / f"{name}.pt").write_bytes(build.torch_bytes(build.lace_head()[0]))
+    (attribute,) = load_heads(tmp_path / f"{name}.pt").attributes
+    assert (attribute.name, attribute.classes) == ("smile", ("no", "yes"))
+
+
+def test_A7_the_classes_of_cats_have_their_names(write):
+    breeds, haircolor = load_heads(write("breeds-haircolor", 23)[0]).attributes
+    assert (len(breeds.classes), breeds.classes[12], haircolor.classes[1]) == (16, "siamese", "ginger")
+
+
+def test_a_file_whose_name_says_nothing_is_refused_with_advice_that_works(tmp_path):
+    path = tmp_path / "last_ckpt.pt"
+    path.write_bytes(build.torch_bytes(build.lace_head()[0]))
+    with pytest.raises(CheckpointError, match=r"rename it to, for example, best_valid_ckpt_NAME\.pt"):
+        load_heads(path)
+    assert load_heads(path.rename(tmp_path / "best_valid_ckpt_NAME.pt")).attributes[0].name == "NAME"
+
+
+# --- InterFaceGAN --------------------------------------------------------------------------------------------------
+
+
+def boundary(path, normal):
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, normal)
+    return path
+
+
+def logits(stack, x):
+    ((weight, bias),) = stack.layers
+    return x @ weight.T + bias
+
+
+def test_a_boundary_gives_the_signed_distance_as_logits(tmp_path):
+    rng = np.random.default_rng(0)
+    normal, x, centre = rng.normal(size=(1, 6)), rng.normal(size=(5, 6)), rng.normal(size=6)
+    path = boundary(tmp_path / "stylegan_ffhq_smile_w_boundary.npy", normal)
+    unit = normal[0] / np.linalg.norm(normal)
+    stack = load_heads(path, centre=centre)
+    assert (stack.name, stack.space, stack.attributes[0].classes) == ("smile", "w", ("no", "yes"))
+    distance = (x - centre) @ unit
+    assert np.allclose(logits(stack, x), np.stack([-distance, distance], axis=1), atol=1e-6)
+    labels = {"smile": {"classes": ["sad", "happy"], "scale": 2, "offset": -0.5}}
+    stated = load_heads(path, centre=centre, labels=labels)
+    assert np.allclose(logits(stated, x)[:, 1], 2 * (x @ unit - 0.5), atol=1e-6)
+    assert stated.attributes[0].classes == ("sad", "happy")
+    assert np.allclose(logits(load_heads(path), x)[:, 1], x @ unit, atol=1e-6)
+
+
+@pytest.mark.parametrize(("file", "name", "space"), [
+    ("stylegan2_ffhq_z/boundary_Smiling.npy", "Smiling", "z"), ("boundaries_w/boundary_Male.npy", "Male", "w"),
+    ("a/age_boundary.npy", "age", "w"), ("a/pggan_celebahq_pose_boundary.npy", "pose", "w"),
+    ("a_z/boundary_5_o_Clock_Shadow.npy", "_5_o_Clock_Shadow", "z"), ("a/eye-glasses.npy", "eye_glasses", "w"),
+])
+def test_the_files_of_interfacegan_say_attribute_and_space(tmp_path, file, name, space):
+    stack = load_heads(boundary(tmp_path / file, np.ones((1, 4))), centre=np.ones(4))
+    assert (stack.name, stack.space) == (name, space)
+    assert np.isclose(stack.layers[0][1][1], 0 if space == "z" else -2)
+
+
+def test_a_direction_saved_by_torch_is_a_boundary_too(tmp_path):
+    path = tmp_path / "age.pt"
+    path.write_bytes(build.torch_bytes(torch.ones(1, 4)))
+    assert np.allclose(load_heads(path).layers[0][0], [[-0.5] * 4, [0.5] * 4])
+
+
+@pytest.mark.parametrize(("normal", "message"), [
+    (np.ones((2, 4)), r"shape \(2, 4\)"), (np.zeros((1, 4)), "no length"), (np.float64(3), r"shape \(\)"),
+    (np.array([[1, np.nan]]), "NaN"), (np.array([None, 1]), "type"), (np.array(["a"]), "type"),
+    (np.ones((1, 0)), "shape"),
+])
+def test_an_array_that_is_no_boundary_is_refused(tmp_path, normal, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_heads(boundary(tmp_path / "smile_boundary.npy", normal))
+
+
+def test_a_numpy_file_of_objects_is_never_unpickled(tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "marker"),)
+
+    path = boundary(tmp_path / "smile_boundary.npy", np.array([Touch()], dtype=object))
+    with pytest.raises(CheckpointError, match="only numbers are read"):
+        load_heads(path)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("wish", [{"scale": 0}, {"scale": -1}, {"scale": "a"}, {"offset": float("inf")}])
+def test_a_wrong_scale_or_offset_is_refused(tmp_path, wish):
+    path = boundary(tmp_path / "smile_boundary.npy", np.ones((1, 4)))
+    with pytest.raises(CheckpointError, match=next(iter(wish))):
+        load_heads(path, labels={"smile": wish})
 
 
 def add(key, value):

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from engine.errors import CheckpointError, LaceError
 from lace_trainer import cli
 from lace_trainer.faces import ATTRIBUTES, IDENTITY
+from lace_trainer.faces.pictures import portraits
 from lace_trainer.judges import classifier, identity
-from lace_trainer.judges.identity import IdentityConfig, auc, contrast, pairs, portraits
+from lace_trainer.judges.identity import IdentityConfig, auc, contrast, pairs
 
 TINY = classifier.Shape((4, 8), (1,), size=16)
 CONFIG = IdentityConfig(dim=8, steps=4, people=6, views=2, precision="fp32")
@@ -26,7 +27,7 @@ def trained(tmp_path_factory):
 
 def test_views_of_a_person_share_the_identity_and_nothing_else(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("lace_trainer.faces.render", lambda factors, size: seen.append(factors) or np.zeros(
+    monkeypatch.setattr("lace_trainer.faces.pictures.render", lambda factors, size: seen.append(factors) or np.zeros(
         (len(factors), size, size, 3), np.uint8))
     assert portraits(5, 3, 16, 1, tmp_path).shape == (5, 3, 16, 16, 3)
     people = seen[0].identity.reshape(5, 3, len(IDENTITY))

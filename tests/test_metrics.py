@@ -10,6 +10,7 @@ from scipy import linalg
 from engine.errors import LaceError
 from exporter.generators.stylegan2 import Mapping, Synthesis
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import reference_features
 from lace_trainer.gan.score import data_features, sampled_features, score
 from lace_trainer.judges import classifier, metrics
 from lace_trainer.judges.metrics import (
@@ -18,7 +19,6 @@ from lace_trainer.judges.metrics import (
     frechet_distance,
     moments,
     precision_recall,
-    reference_features,
 )
 
 
@@ -62,7 +62,7 @@ def test_the_reference_is_kept_for_each_judge(judge, tmp_path, monkeypatch):
     first = reference_features(judge, 6, cache=tmp_path)
     other = classifier.Classifier(judge.shape, ATTRIBUTES).eval()
     assert not np.array_equal(reference_features(other, 6, cache=tmp_path), first)
-    monkeypatch.setattr(metrics, "features", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("lace_trainer.faces.pictures.features", lambda *_: pytest.fail("computed again"))
     assert np.array_equal(reference_features(judge, 6, cache=tmp_path), first)
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -1,6 +1,7 @@
 """The field in C++ against its numpy twin: every variant that this processor runs, in float32 and in bfloat16."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from engine import BackendError, Request, Sampler
 from engine.native import build, library
 from engine.native.library import CpuField, CpuNetwork, packed, to_half
 from engine.reference import field as twin
-from engine.runtimes import MissingRuntime, open_runtime
+from engine.runtimes import MissingRuntime, open_runtime, warn_slow
 from engine.sampler import find_bundle
 from tests.worlds import head_tensors, mapping_tensors, random_world
 
@@ -239,6 +240,47 @@ def test_without_a_library_the_reason_is_told_and_auto_goes_on(tmp_path, monkeyp
     assert open_runtime(bundle, "auto").name == "onnxruntime"
 
 
+@pytest.mark.parametrize("content", [b"", b"\x7fELF of another processor"])
+def test_C3_a_library_that_cannot_be_loaded_is_a_sentence_and_auto_goes_on(tmp_path, monkeypatch, caplog, content):
+    bundle = random_world(tmp_path / "b", graphs=True)
+    for name in build.variants():
+        build.library_path(name, tmp_path).write_bytes(content)
+    monkeypatch.setenv("LACE_NATIVE", str(tmp_path))
+    monkeypatch.setattr(library, "library", library.library.__wrapped__)
+    message = r"'native' is not there: lace-\w+-\w+\.so cannot be loaded here \(.*\): build it anew .* --again"
+    with pytest.raises(MissingRuntime, match=message):
+        open_runtime(bundle, "native")
+    warn_slow.cache_clear()
+    for _ in range(3):
+        assert open_runtime(bundle, "auto").name == "onnxruntime"
+        assert Sampler(bundle, runtime="openvino").runtime.solving.name == "onnxruntime"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("solving about 8 times slower than with the compiled field: runtime 'native' is not there")
+    assert "\n" not in line
+
+
+def test_C3_the_fallback_is_told_on_stderr_once_a_process(tmp_path):
+    code = "from engine import Sampler\nfor _ in range(3): print(Sampler('demo').runtime.name)"
+    found = subprocess.run([sys.executable, "-c", code], env=os.environ | {"LACE_NATIVE": str(tmp_path)},
+                           capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.split() == ["onnxruntime"] * 3
+    (line,) = found.stderr.splitlines()
+    assert "8 times slower" in line
+    assert "python -m engine.native.build" in line
+
+
+def test_C3_building_where_it_cannot_be_done_ends_with_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    place = tmp_path / "file" / "below"
+    assert re.fullmatch(r".*below cannot be written \(Not a directory\): run this as the owner .* LACE_NATIVE .*",
+                        build.main(["--folder", str(place)]) or "")
+    assert "give --folder" in (build.main(["--sanitize", "thread"]) or "")
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    assert (build.main(["--folder", str(tmp_path)]) or "").endswith("compiled no variant: its messages are above")
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    assert build.main(["--folder", str(tmp_path)]) == "no C++ compiler was found: install g++ or clang++, or set CXX"
+
+
 def test_a_variant_that_cannot_run_is_refused(monkeypatch):
     monkeypatch.setenv("LACE_CPU", "avx1024")
     with pytest.raises(BackendError, match=r"LACE_CPU='avx1024' does not run here; these were built and do: .*plain"):
@@ -251,7 +293,7 @@ def test_bfloat16_is_refused_without_its_instructions(tmp_path, monkeypatch):
     with pytest.raises(BackendError, match=r"bf16-jacobian.*no bfloat16 instructions in 'plain': leave precision out"):
         Sampler(bundle, runtime="native", precision="bf16-jacobian")
     sampler = Sampler(bundle, runtime="native")
-    assert sampler.runtime.slopes == "fp32"
+    assert sampler.runtime.solving.jacobian == "fp32"
     assert "(plain)" in repr(sampler)
     assert np.isfinite(sampler.solve(Request("smile", seed=1))[0].energy)
 

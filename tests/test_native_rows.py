@@ -1,5 +1,6 @@
 """Steps of the default solver in C++ against their twin in Python, and what rows in one batch may not notice."""
 
+import ctypes
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.drive import Ticket
 from engine.flow import Flow
 from engine.native import library
-from engine.native.library import Call, CpuField
+from engine.native.library import Call, CpuField, Use, address
 from engine.native.rows import CpuRows
 from engine.reference.noise import normals
 from engine.runtimes.native import NativeSteps
@@ -93,7 +94,7 @@ def opened(world, **settings) -> Sampler:
 def by_twin(world, requests, **settings):
     """The same field, the steps in Python."""
     sampler = opened(world, **settings)
-    sampler.stepper = sampler.solver
+    sampler.flows.stepper = lambda steps: sampler.flows.solver
     return sampler.solve(requests)
 
 
@@ -240,16 +241,16 @@ def test_a_field_serves_other_batches_and_other_solvers(world):
     sampler = opened(world)
     for solver, requests in ((GaussNewton(), MIXED), (GaussNewton(), MIXED[:2]), (GaussNewton(steps=3), MIXED),
                              (GaussNewton(rtol=0.5), MIXED[::-1]), (GaussNewton(), MIXED)):
-        sampler.stepper = sampler.runtime.solver(solver, 16)
+        sampler.flows.solver = solver
         assert_same_bits(sampler.solve(requests), opened(world, solver=solver).solve(requests))
-    assert [len(flows) for flows in sampler.flows.values()] == [1, 1]
+    assert [len(idle) for idle in sampler.flows.idle.values()] == [1, 1]
 
 
 # --- rows that leave, and calls that fail -------------------------------------------------------------------------
 
 
 def tickets_of(sampler: Sampler, requests, **settings) -> list[Ticket]:
-    return [Ticket(request, sampler.start(request, request.expression, None), **settings) for request in requests]
+    return [Ticket(request, sampler.starts.start(request), **settings) for request in requests]
 
 
 def taking(tickets: Iterator[Ticket], capacity: int):
@@ -275,7 +276,7 @@ def test_who_leaves_makes_room_and_changes_nobody(world):
             late.deadline, _ = 0.0, never.future.cancel()
         return take(running)
 
-    ended = [ticket for tickets in sampler.run(dropping, 4) for ticket in tickets]
+    ended = [ticket for tickets in sampler.flows.run(dropping, 4) for ticket in tickets]
     assert sorted(map(id, ended)) == sorted(map(id, tickets))
     assert [ticket for ticket in tickets if ticket.sample is None] == [cancelled, late, never]
     kept = [i for i, ticket in enumerate(tickets) if ticket.sample is not None]
@@ -286,7 +287,7 @@ def test_who_leaves_makes_room_and_changes_nobody(world):
 def test_a_call_without_memory_fails_alone(world, monkeypatch, name):
     sampler, turns = opened(world, capacity=6), count()
     expected = sampler.solve(MIXED)
-    own = sampler.runtime.network.library
+    own = sampler.runtime.solving.network.library
     function = getattr(own, name)
     with monkeypatch.context() as patch:
         patch.setattr(own, name, lambda *given: 1 if next(turns) == 3 else function(*given))
@@ -296,13 +297,16 @@ def test_a_call_without_memory_fails_alone(world, monkeypatch, name):
 
 
 def test_what_does_not_fit_leaves_the_memory_whole(world):
-    network, rows = opened(world).runtime.network, 3000
+    network, rows = opened(world).runtime.solving.network, 3000
     field, z = CpuField(network), np.stack([normals(seed, 0, Z_DIM) for seed in range(rows)])
     psi, label = np.ones((rows, 1), np.float32), np.zeros(rows, np.int64)
     expected, *_ = CpuField(network).forward(z, psi, label, {})
     field.forward(z[:1], psi[:1], label[:1], {})
+    many, logits = 1 << 40, np.empty(1, np.float32)
+    head = network.head("smile")
+    use = Use(ctypes.addressof(head), many, 0, None, None, address(logits), None)
     with pytest.raises(MemoryError, match="no memory for an evaluation"):
-        field.evaluate(Call(rows=1 << 50))
+        field.evaluate(Call(rows=many, is_w=1, uses=1, z=address(z), use=ctypes.addressof(use)))
     assert np.array_equal(field.forward(z, psi, label, {})[0], expected)
 
 
@@ -322,7 +326,7 @@ def test_rows_that_may_be_dropped_take_a_step_a_call(world, advances, watch):
     sampler = opened(world, capacity=8)
     tickets = tickets_of(sampler, MIXED[:8], **watch)
     advances.clear()  # those of the anchors
-    for _ in sampler.run(taking(iter(tickets), 8), 8):
+    for _ in sampler.flows.run(taking(iter(tickets), 8), 8):
         pass
     evaluations = [ticket.sample.evaluations for ticket in tickets]
     turns = range(1, max(evaluations) + 1)
@@ -344,10 +348,10 @@ proposals: list[int] = []
 def test_other_solvers_step_in_python(world, advances, solver):
     proposals.clear()
     sampler = opened(world, solver=solver)
-    assert sampler.stepper is solver
+    assert sampler.flows.stepper() is solver
     samples = sampler.solve(MIXED)
     assert advances == []
     if isinstance(solver, Own):
         assert sum(proposals) > len(MIXED)
         assert_close(samples, opened(world).solve(MIXED))
-    assert isinstance(opened(world).stepper, NativeSteps)
+    assert isinstance(opened(world).flows.stepper(), NativeSteps)

@@ -50,13 +50,13 @@ def test_it_takes_the_noise_of_a_request(tmp_path):
     bundle = export(tiny.parts(labels=3), tiny.heads(), out=tmp_path / "tiny.lace", noise="input")
     runtime = open_runtime(bundle, "openvino", threads=1)
     assert [check.name for check in check_bundle(bundle, runtime) if not check.passed] == []
-    assert sorted(runtime.noise_inputs()) == ["noise.1", "noise.2"]
+    assert sorted(runtime.drawing.noise_inputs()) == ["noise.1", "noise.2"]
     reference = open_runtime(bundle, "onnxruntime", threads=1)
     ws = np.random.default_rng(0).standard_normal((3, bundle.generator.num_ws, 16)).astype(np.float32)
     noises = {f"noise.{i}": np.random.default_rng(i).standard_normal((3, 1, 8, 8)).astype(np.float32) for i in (1, 2)}
-    expected = reference.synthesize(ws, noises)
-    assert runtime.synthesize(ws, noises) == pytest.approx(expected, abs=2e-5)
-    assert np.abs(reference.synthesize(ws) - expected).max() > 1e-2  # the noises did reach the pictures
+    expected = reference.drawing.synthesize(ws, noises)
+    assert runtime.drawing.synthesize(ws, noises) == pytest.approx(expected, abs=2e-5)
+    assert np.abs(reference.drawing.synthesize(ws) - expected).max() > 1e-2  # the noises did reach the pictures
 
 
 def test_without_our_kernels_onnx_runtime_solves(demo, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_processor_without_bfloat16_is_refused(demo, monkeypatch):
     monkeypatch.setattr(openvino, "NATIVE_BF16", {"no_such_instruction"})
     with pytest.raises(BackendError, match=r"no bfloat16 instructions.*leave precision out"):
         open_runtime(demo, "openvino", precision="bf16")
-    assert open_runtime(demo, "openvino").precision == "fp32"
+    assert open_runtime(demo, "openvino").drawing.precision == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_repr_names_what_decodes_and_what_solves(bf16):
 
     number = package.__version__.partition("-")[0]
     assert f"runtime=openvino {number} with native {bf16.runtime.solving.version}" in repr(bf16)
-    assert "precision=bf16, slopes=bf16" in repr(bf16)
+    assert "precision=bf16, jacobian=bf16" in repr(bf16)
 
 
 def test_nothing_is_compiled_before_it_is_used():
@@ -132,10 +132,10 @@ import sys
 from engine import Sampler
 sampler = Sampler("demo", runtime="openvino", threads=1)
 sampler.solve("smile", 1)
-assert sampler.runtime.model is None
-assert sampler.runtime.solving.pictures.sessions == {}
+assert sampler.runtime.drawing.model is None
+assert sampler.runtime.solving.name == 'native'
 sampler.sample(None, 1)
-assert sampler.runtime.model is not None
+assert sampler.runtime.drawing.model is not None
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_a_graph_that_it_cannot_read_is_named(demo, tmp_path, monkeypatch):
     (tmp_path / "synthesis.onnx").write_bytes(b"not a graph")
     monkeypatch.setattr(Bundle, "graph", lambda self, name: tmp_path / f"{name}.onnx")
     with pytest.raises(BackendError, match=r"openvino .* cannot open .*synthesis\.onnx"):
-        runtime.synthesize(np.zeros((1, 10, 128), np.float32))
+        runtime.drawing.synthesize(np.zeros((1, 10, 128), np.float32))
 
 
 def test_opening_it_reports_to_nobody():

@@ -9,8 +9,10 @@ from PIL import Image
 
 from engine.errors import LaceError
 from lace_trainer import data
-from lace_trainer.data import folder, rendered, save_array, save_atomically, source
+from lace_trainer.data import folder
 from lace_trainer.faces import ATTRIBUTES, render, sample_factors
+from lace_trainer.faces.pictures import rendered
+from lace_trainer.gan.cli import source
 
 
 def test_equal_factors_give_equal_pictures():
@@ -40,20 +42,6 @@ def test_rendered_faces_come_with_their_labels_and_are_kept(tmp_path):
 def test_a_wrong_source_is_named(spec, tmp_path):
     with pytest.raises(LaceError, match="render:COUNT"):
         source(spec, 16, 0, tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "array.npy"
-    save_array(path, np.arange(3))
-
-    def fail(temporary):
-        temporary.write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        save_atomically(path, fail)
-    assert np.array_equal(np.load(path), np.arange(3))
-    assert [p.name for p in tmp_path.iterdir()] == ["array.npy"]
 
 
 # --- a folder -----------------------------------------------------------------------------------------------------

@@ -131,16 +131,16 @@ def test_log_p_never_decreases_along_the_flow(world):
     """Euler with small steps, stepped by hand, log p recorded at each."""
     steps, rows = 1000, np.arange(4)
     sampler = Sampler(world, runtime="numpy", solver="euler", steps=steps)
-    flow, batch = sampler.new_flow(), Batch(4, DIM, DIM, np.dtype(float))
+    flow, batch = sampler.flows.new_flow(), Batch(4, DIM, DIM, np.dtype(float))
     for row in rows:
         request = Request(CONDITION, seed=row)
-        batch.admit(row, sampler.start(request, request.expression, None))
-    begin(sampler.solver, flow, batch, rows)
+        batch.admit(row, sampler.starts.start(request))
+    begin(sampler.flows.solver, flow, batch, rows)
     logp, gain = [], []
     for _ in range(steps):
         logp.append(batch.logp.copy())
         gain.append(LENGTH / steps * np.square(batch.gradient).sum(axis=1))
-        sampler.solver.step(flow, batch, rows)
+        sampler.flows.solver.step(flow, batch, rows)
     assert (batch.status == Status.DONE).all()
     logp, gain = np.array(logp), np.array(gain)
     # A step that crosses a kink may lose what it hoped to gain, because the gradient beyond points back; and where a

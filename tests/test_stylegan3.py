@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError
-from exporter.generators import resampling, stylegan3
+from exporter.generators import resampling, stylegan3, stylegan3_files
 from exporter.generators import stylegan3_design as rules
 from exporter.generators.nvidia import from_nvidia
 from exporter.generators.stylegan2 import Mapping
@@ -178,7 +178,7 @@ def test_designed_sizes_paddings_and_filters_fit_each_other(config, resolution):
     size = plan.input.size
     for spec in plan.layers:
         assert spec.in_size == size
-        assert stylegan3.filtered_sizes(spec) == (spec.out_size, spec.out_size)
+        assert stylegan3_files.filtered_sizes(spec) == (spec.out_size, spec.out_size)
         size = spec.out_size
     assert sum(spec.down_filter is not None and spec.down_filter.ndim == 2 for spec in plan.layers) == (
         12 if config == "R" else 0
@@ -325,9 +325,8 @@ def generator_record(net, mapping):
 def test_a_checkpoint_reproduces_the_pictures(config):
     net, mapping = network(config, 32), Mapping(6, 8, c_dim=4, num_layers=2)
     mapping.w_avg.normal_()
-    record = generator_record(net, mapping)
-    synthesis = stylegan3.read_synthesis(record.state["_modules"]["synthesis"])
-    again = stylegan3.read_mapping(record.state["_modules"]["mapping"])
+    parts = from_nvidia(generator_record(net, mapping))
+    again, synthesis = parts.mapping, parts.synthesis
     z, label = torch.randn(2, 6), torch.tensor([3, 0])
     with torch.no_grad():
         assert torch.equal(again(z, label), mapping(z, label))
@@ -349,10 +348,10 @@ def test_a_damaged_checkpoint_is_refused_with_a_reason():
     layer = next(child for name, child in record.state["_modules"].items() if name.startswith("L3"))
     layer.state["padding"] = [9, 8, 9, 11]
     with pytest.raises(CheckpointError, match="do not fit"):
-        stylegan3.read_synthesis(record)
+        stylegan3_files.read_plan(record)
     del layer.state["up_factor"]
     with pytest.raises(CheckpointError, match="up_factor"):
-        stylegan3.read_synthesis(record)
+        stylegan3_files.read_plan(record)
 
 
 def test_samples_that_a_negative_padding_removes_are_not_computed():

@@ -16,7 +16,7 @@ from engine import BackendError
 from engine.bundle import Bundle
 from engine.runtimes import MissingRuntime, compiling, plans
 from engine.runtimes.compiling import Plan, build, target
-from engine.runtimes.plans import FOLDER, find, obtain, plan_of, resolve
+from engine.runtimes.plans import find, obtain, plan_of, resolve
 from engine.sampler import find_bundle
 from exporter import cli
 from exporter.generators.stylegan2 import Synthesis, channel_widths
@@ -26,11 +26,16 @@ RTX = "sm80+sm86+sm89+sm120"
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Bundle:
-    """A copy of the demo bundle: plans are written into a bundle's folder."""
-    path = tmp_path_factory.mktemp("demo") / "demo.lace"
-    shutil.copytree(find_bundle("demo").path, path, ignore=shutil.ignore_patterns(FOLDER))
-    return Bundle(path)
+def demo() -> Bundle:
+    return find_bundle("demo")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of plans."""
+    monkeypatch.delenv("LACE_PLANS", raising=False)
+    monkeypatch.setenv("LACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "plans"
 
 
 def plan(**changes) -> Plan:
@@ -57,15 +62,15 @@ def rtx():
     return pytest.importorskip("tensorrt_rtx")
 
 
-def test_export_builds_plans_into_a_bundle_that_is_there(rtx, demo, capsys, monkeypatch):
-    before = demo.hash
-    assert cli.main(["--gan", str(demo.path), "--tensorrt", "sm89", "sm86", "--json"]) == 0
+def test_plans_are_built_ahead_for_a_bundle_that_is_there(rtx, demo, cache, capsys, monkeypatch):
+    before = sorted(demo.path.iterdir())
+    assert cli.main(["--bundle", "demo", "--tensorrt", "sm89", "sm86", "--json"]) == 0
     (path,) = json.loads(capsys.readouterr().out)["plans"]  # one plan serves both
-    assert path.startswith(f"{demo.path}/plans/synthesis.tensorrt_rtx-{rtx.__version__}.{RTX}.fp32.rows1-4-8.")
+    assert path.startswith(f"{cache}/synthesis.tensorrt_rtx-{rtx.__version__}.{RTX}.fp32.rows1-4-8.")
     assert Path(path).stat().st_size > 4e6
-    assert Bundle(demo.path).hash == before
+    assert sorted(demo.path.iterdir()) == before
     monkeypatch.setattr(plans, "build", refuse)
-    assert cli.main(["--gan", str(demo.path), "--tensorrt", "sm120", "--json"]) == 0
+    assert cli.main(["--bundle", "demo", "--tensorrt", "sm120", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"] == [path]
 
 
@@ -148,48 +153,56 @@ def test_what_a_target_cannot_compile_is_told(rtx, demo):
 
 
 @pytest.fixture
-def bundle(demo, tmp_path, monkeypatch) -> Bundle:
-    """The demo bundle with an empty cache, and builds that take no time."""
-    shutil.copytree(demo.path, tmp_path / "demo.lace", ignore=shutil.ignore_patterns(FOLDER))
+def bundle(demo, monkeypatch) -> Bundle:
+    """The demo bundle, and builds that take no time."""
     count = iter(range(100))
     monkeypatch.setattr(plans, "build", lambda plan, path: f"build {next(count)} of {path.name}".encode())
-    return Bundle(tmp_path / "demo.lace")
+    return demo
 
 
-def test_a_plan_is_built_once_and_found_by_all_that_it_depends_on(bundle):
+def test_a_plan_is_built_once_and_found_by_all_that_it_depends_on(bundle, cache):
     first = plan()
     assert obtain(bundle, first) == obtain(bundle, first) == b"build 0 of synthesis.onnx"
     others = [plan(version="1.8"), plan(target="sm121"), plan(precision="tf32"), plan(rows=(8, 8, 8)),
               plan(graph="1" * 64), plan(library="tensorrt")]
-    assert [find(bundle, other) for other in others] == [None] * len(others)
+    assert [find(other) for other in others] == [None] * len(others)
     assert len({obtain(bundle, other) for other in [first, *others]}) == 1 + len(others)
-    assert not list((bundle.path / FOLDER).glob(".*"))  # nothing half-written stays
+    assert not list(cache.glob(".*"))  # nothing half-written stays
 
 
-def test_a_damaged_plan_is_built_again_with_a_notice(bundle, caplog):
+def test_a_damaged_plan_is_built_again_with_a_notice(bundle, cache, caplog):
     obtain(bundle, plan())
-    (path,) = (bundle.path / FOLDER).iterdir()
+    (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
         assert obtain(bundle, plan()) == b"build 1 of synthesis.onnx"
     assert f"{path} is damaged: the plan is built again" in caplog.text
-    assert find(bundle, plan()) == b"build 1 of synthesis.onnx"
+    assert find(plan()) == b"build 1 of synthesis.onnx"
     assert not path.exists()
 
 
-def test_a_bundle_that_cannot_be_written_still_gets_its_plan(bundle, caplog, monkeypatch):
+def test_a_cache_that_cannot_be_written_still_gives_a_plan(bundle, caplog, monkeypatch):
     monkeypatch.setattr(plans, "write_atomically", lambda *_: Path("/proc/nothing").write_bytes(b""))
     with caplog.at_level(logging.WARNING):
         assert obtain(bundle, plan()) == b"build 0 of synthesis.onnx"
     assert "the plan cannot be kept" in caplog.text
 
 
-def test_the_cache_may_be_deleted_and_is_no_part_of_the_bundle(bundle):
+def test_the_cache_may_be_deleted(bundle, cache):
     obtain(bundle, plan())
-    before = bundle.hash
-    shutil.rmtree(bundle.path / FOLDER)
-    assert Bundle(bundle.path).hash == before
+    shutil.rmtree(cache)
     assert obtain(bundle, plan()) == b"build 1 of synthesis.onnx"
+
+
+def test_B16_a_plan_that_a_bundle_brings_is_not_opened(bundle, tmp_path, monkeypatch):
+    """A stranger can give a plan its right name and hash. It is opened where the user says that he trusts it."""
+    copied = Bundle(shutil.copytree(bundle.path, tmp_path / "stranger.lace"))
+    hostile = b"code for a GPU"
+    (copied.path / "plans").mkdir()
+    (copied.path / "plans" / plan().file(hostile)).write_bytes(hostile)
+    assert obtain(copied, plan()) == b"build 0 of synthesis.onnx"
+    monkeypatch.setenv("LACE_PLANS", str(copied.path / "plans"))
+    assert obtain(copied, plan()) == hostile
 
 
 def test_a_plan_names_the_graph_and_the_version(rtx, demo):
@@ -235,5 +248,5 @@ def test_targets_are_refused_before_the_export_begins(rtx, demo, tmp_path, capsy
     assert cli.main([*wanted, "sm89"]) == 3
     assert "pip install 'lace-engine[tensorrt-rtx]'" in capsys.readouterr().err
     monkeypatch.undo()
-    assert cli.main(["--gan", str(demo.path), "--tensorrt", "sm89", "--precision", "fp16"]) == 2
+    assert cli.main(["--bundle", "demo", "--tensorrt", "sm89", "--precision", "fp16"]) == 2
     assert "--precision: " in capsys.readouterr().err

@@ -15,10 +15,11 @@ from exporter.checkpoints import load_generator
 from exporter.heads import FFHQ, load_heads
 from lace_trainer import cli
 from lace_trainer.attributes import Attribute
-from lace_trainer.data import rendered
 from lace_trainer.faces import ATTRIBUTES
+from lace_trainer.faces.pictures import rendered
+from lace_trainer.gan.config import GanConfig
 from lace_trainer.gan.generator_file import export_generator
-from lace_trainer.gan.training import GanConfig, train
+from lace_trainer.gan.loop import train
 from lace_trainer.heads import training as heads
 from lace_trainer.heads.lace_data import lace_pairs, read_array
 from lace_trainer.heads.pairs import SURE, Labellers, Pairs, sampled_pairs

@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError
-from exporter import archives, passive, unpickle
+from exporter import archives, unpickle, vocabulary
 from exporter.archives import read_archive
 from exporter.checkpoints import load_generator
-from exporter.generators import nvidia, rosinality, stylegan3, tensorflow
-from exporter.unpickle import Module, loads
+from exporter.generators import basicsr, nvidia, records, rosinality, stylegan3_files, tensorflow, unsupported
+from exporter.unpickle import Foreign, Module, loads
 from tests import checkpoints as build
 from tests.hostile import HOSTILE, MARKER, by_name, dtype, integers, numpy_state, tensor, text, zipped
 
-CONVERTERS = (nvidia, rosinality, stylegan3, tensorflow)  # imported here, so that a new module is the file's doing
+# Imported here, so that a new module is the file's doing.
+CONVERTERS = (basicsr, nvidia, records, rosinality, stylegan3_files, tensorflow, unsupported)
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -50,16 +51,34 @@ def read_archive_bytes(data):
     return archives.load_zip(data)
 
 
-def test_the_blocked_name_and_the_advice_are_in_the_message():
-    with pytest.raises(CheckpointError, match=r"posix\.system.*nothing was executed"):
-        loads(HOSTILE["os.system"])
+def test_the_foreign_name_and_the_advice_are_in_the_message(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(HOSTILE["os.system"])
+    with pytest.raises(CheckpointError, match=r"posix\.system.*nothing was executed.*state_dict"):
+        load_generator(path)
+
+
+def test_A4_a_foreign_name_is_a_record_that_does_nothing():
+    found = loads(HOSTILE["os.system"])
+    assert found == Foreign("posix.system")
+    chained = by_name("builtins", "getattr", text("a"), text("b"))[:-1] + b")R}" + text("x") + b"K\x01sb."
+    assert loads(chained) == Foreign("builtins.getattr", {"x": 1})
+
+
+def test_nested_storages_have_no_foreign_names():
+    with pytest.raises(CheckpointError, match=r"os\.system.*nothing was executed"):
+        loads(HOSTILE["nested foreign name"])
 
 
 def test_names_resolve_in_one_fixed_table():
     allowed = {f"{module}.{name}" for module, name in unpickle.FULL_TABLE}
-    assert allowed - {f"torch.{name}" for name in passive.STORAGES} == {
+    assert allowed - {f"torch.{name}" for name in vocabulary.STORAGES} == {
         "torch_utils.persistence._reconstruct_persistent_obj", "dnnlib.tflib.network.Network", "dnnlib.util.EasyDict",
-        "argparse.Namespace", "collections.OrderedDict", "builtins.set", "__builtin__.set", "__builtin__.bytes",
+        "argparse.Namespace", "collections.OrderedDict", "collections.defaultdict", "collections.Counter",
+        "collections.deque", "easydict.EasyDict", "torch.Size", "torch.device",
+        "builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset", "__builtin__.bytes",
+        *(f"torch.{name}" for name in vocabulary.TORCH_TYPES),
+        *(f"{home}.{name}" for home in ("pathlib", "pathlib._local") for name in vocabulary.PATHS),
         "_codecs.encode", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2",
         "torch.storage._load_from_bytes", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
         "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",

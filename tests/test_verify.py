@@ -9,9 +9,10 @@ import pytest
 
 from engine.bundle import GOLDEN, Bundle
 from engine.cli import verify
+from engine.cli.console import CHECK_FAILED, NOT_CHECKED
 from engine.errors import BackendError, BundleError
-from engine.runtimes import open_runtime
-from engine.verify import check_bundle, gradient_errors, small
+from engine.runtimes import Drawing, Runtime, Solving, open_runtime
+from engine.verify import Check, check_bundle, gradient_errors, small
 from exporter.export import export
 from tests import tiny
 
@@ -27,22 +28,33 @@ def copy_of(bundle: Bundle, tmp_path):
     return shutil.copytree(bundle.path, tmp_path / "copy.lace")
 
 
-class Altered:
-    """A runtime that answers almost right."""
+class AlteredSolving(Solving):
+    name, version, device = "altered", "1", "cpu"
+    dtype, jacobian = np.dtype(np.float32), "fp32"
 
-    def __init__(self, runtime, *, picture=0.0, gradient=1.0):
-        self.runtime, self.picture, self.gradient = runtime, picture, gradient
+    def __init__(self, solving, gradient):
+        self.solving, self.gradient = solving, gradient
 
-    dtype, precision, slopes = np.dtype(np.float32), "fp32", "fp32"
-
-    def field(self):
-        field, gradient = self.runtime.field(), self.gradient
+    def field(self, space):
+        field, gradient = self.solving.field(space), self.gradient
         pullback = field.pullback
         field.pullback = lambda cotangent: pullback(cotangent) * np.float32(gradient)
         return field
 
-    def synthesize(self, ws):
-        return self.runtime.synthesize(ws) + np.float32(self.picture)
+
+class AlteredDrawing(Drawing):
+    name, version, precision = "altered", "1", "fp32"
+
+    def __init__(self, drawing, picture):
+        self.drawing, self.picture = drawing, picture
+
+    def synthesize(self, ws, noises=None):
+        return self.drawing.synthesize(ws) + np.float32(self.picture)
+
+
+def altered(runtime, *, picture=0.0, gradient=1.0) -> Runtime:
+    """A runtime that answers almost right."""
+    return Runtime("altered", AlteredSolving(runtime.solving, gradient), AlteredDrawing(runtime.drawing, picture))
 
 
 def failed(checks) -> set[str]:
@@ -59,14 +71,14 @@ def test_every_runtime_answers_as_the_network_did(bundle):
 
 def test_small_mistakes_are_found(bundle):
     runtime = open_runtime(bundle, "onnxruntime")
-    assert failed(check_bundle(bundle, Altered(runtime, picture=0.05))) == {"image", "images"}
-    wrong = failed(check_bundle(bundle, Altered(runtime, gradient=1.001), parts=("field",)))
+    assert failed(check_bundle(bundle, altered(runtime, picture=0.05))) == {"image", "images"}
+    wrong = failed(check_bundle(bundle, altered(runtime, gradient=1.001), parts=("field",)))
     assert wrong == {f"{name}.gradient median" for name in ("smile", "age", "hair", "hat", "plane", "tilt")}
 
 
 def test_not_a_number_does_not_pass(bundle):
     runtime = open_runtime(bundle, "onnxruntime")
-    assert {"image", "images"} <= failed(check_bundle(bundle, Altered(runtime, picture=np.nan), parts=("synthesis",)))
+    assert {"image", "images"} <= failed(check_bundle(bundle, altered(runtime, picture=np.nan), parts=("synthesis",)))
 
 
 def test_a_flipped_unit_is_no_mistake_but_a_wrong_gradient_is():
@@ -101,19 +113,29 @@ def test_a_flipped_byte_is_refused_everywhere(bundle, tmp_path, name, capsys):
 def test_command_line_reports(bundle, capsys, monkeypatch):
     assert verify.main([str(bundle.path)]) == 0
     assert "gradient median, worst of" in capsys.readouterr().out
-    assert verify.main([str(bundle.path), "--runtime", "numpy", "--json"]) == 0
+    assert verify.main([str(bundle.path), "--runtime", "numpy", "--part", "field", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["passed"], facts["runtime"], facts["hash"]) == (True, "numpy", bundle.hash)
-    runtime = Altered(open_runtime(bundle, "onnxruntime"), picture=1.0)
-    runtime.name = runtime.version = runtime.device = "altered"
+    runtime = altered(open_runtime(bundle, "onnxruntime"), picture=1.0)
     monkeypatch.setattr(verify, "open_runtime", lambda *_, **__: runtime)
     assert verify.main([str(bundle.path)]) == 1
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_C4_what_was_not_checked_is_no_success(bundle, capsys):
+    assert verify.main([str(bundle.path), "--runtime", "numpy"]) == NOT_CHECKED
+    assert "images not checked: " in capsys.readouterr().out
+    assert verify.main([str(bundle.path), "--runtime", "numpy", "--json"]) == NOT_CHECKED
+    assert json.loads(capsys.readouterr().out)["passed"] is None
+    assert verify.verdict([]) == NOT_CHECKED
+    bad = Check("w", 1.0, 0.1, False)
+    assert verify.verdict([bad, Check("images", None, 0.1, None)]) == CHECK_FAILED
+
+
 def test_command_line_names_what_is_wrong(bundle, tmp_path, capsys, monkeypatch):
     assert verify.main([str(tmp_path / "none.lace")]) == 2
-    assert verify.main([str(bundle.path), "--runtime", "abacus"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        verify.main([str(bundle.path), "--runtime", "abacus"])
     assert "abacus" in capsys.readouterr().err
     missing = BackendError("runtime 'onnxruntime' is not installed")
     missing.__cause__ = ImportError("onnxruntime")

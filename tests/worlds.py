@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from engine.bundle import FIELD, GOLDEN, Attribute, Bundle, GeneratorFacts, Head, Manifest, write_manifest, writing
+from engine.reference.answers import golden_answers
 from exporter.field_graphs import write_field_graphs
 
 
@@ -45,10 +46,12 @@ def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[
                  graphs: bool = False) -> Bundle:
     """A bundle without synthesis; with ``graphs`` its field can run on onnxruntime."""
     tensors = {name: np.ascontiguousarray(t, np.float32) for name, t in tensors.items()}
+    layers = sum(name.startswith("mapping.") and name.endswith(".weight") for name in tensors)
+    facts = replace(facts, mapping_layers=layers)
     manifest = Manifest(facts, tuple(heads), tuple(attributes), graphs={})
     with writing(path) as folder:
         save_file(tensors, folder / FIELD)
-        save_file({"z": np.zeros((1, facts.z_dim), np.float32)}, folder / GOLDEN)
+        save_file(golden_answers(tensors, heads, facts), folder / GOLDEN)
         if graphs:
             manifest = replace(manifest, graphs=write_field_graphs(folder, facts, heads))
         write_manifest(folder, manifest)
@@ -56,12 +59,13 @@ def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[
 
 
 def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, labels: int = 0, z_head: bool = False,
-                 up_dim: int | None = None, graphs: bool = False, guidance: float = 1.0) -> Bundle:
-    """smile, glasses (yes/no), colour (5 classes), age, yaw (values), with random heads on w."""
+                 up_dim: int | None = None, graphs: bool = False, guidance: float = 1.0, normalise: bool = True,
+                 more: int = 0) -> Bundle:
+    """smile, glasses (yes/no), colour (5 classes), age, yaw (values), random heads on w; ``more`` of two classes."""
     rng = np.random.default_rng(seed)
     tensors = mapping_tensors(rng, dim, dim, layers, labels)
     heads, attributes = [], []
-    kinds = {"smile": 2, "glasses": 2, "colour": 5, "age": 1, "yaw": 1}
+    kinds = {"smile": 2, "glasses": 2, "colour": 5, "age": 1, "yaw": 1} | {f"more{i}": 2 for i in range(more)}
     if z_head:
         kinds["shape"] = 2
     for name, logits in kinds.items():
@@ -71,7 +75,8 @@ def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, l
         heads.append(Head(name, "z" if name == "shape" else "w", widths))
         classes = ("no", "yes") if logits == 2 else tuple(f"c{i}" for i in range(logits)) if logits > 1 else ()
         attributes.append(Attribute(name, "class" if logits > 1 else "value", name, (0, logits), classes))
-    facts = GeneratorFacts("random", "none", dim, dim, 2, 4, labels=labels, truncation=0.7, guidance=guidance)
+    facts = GeneratorFacts("random", "none", dim, dim, 2, 4, labels=labels, truncation=0.7, guidance=guidance,
+                           mapping_layers=layers, normalise=normalise)
     return write_bundle(path, tensors, heads, attributes, facts, graphs)
 
 

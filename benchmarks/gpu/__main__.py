@@ -15,10 +15,11 @@ from benchmarks.worlds import world
 from engine.bench import records
 from engine.bench.contest import Bench, Peers
 from engine.bench.problem import JUDGED, JUDGED_QUICK, Judge
-from engine.bench.records import Log, commit
+from engine.bench.records import Log
 from engine.bench.suites import cache, say
 from engine.cli.console import EXIT_CODES, MISSING_PACKAGE, OK, complain, guarded, parse
 from engine.cli.options import positive
+from engine.origin import commit
 
 SIZES, SIZES_QUICK = (256, 1024), (256,)
 

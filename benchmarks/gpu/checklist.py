@@ -21,11 +21,11 @@ from engine.cli.console import CHECK_FAILED, EXIT_CODES, MISSING_PACKAGE, OK, co
 from engine.cuda.compile import BY_PRECISION, KERNELS, WGMMA, CompileError, build, has_wgmma
 from engine.cuda.driver import Device, NoDevice
 from engine.errors import LaceError
+from engine.folders import write_atomically
 from engine.layout import PRECISIONS
 from engine.runtimes import open_runtime
-from engine.runtimes.cuda import CudaRuntime
+from engine.runtimes.cuda import CudaSolving
 from engine.sampler import DEMO, Sampler, find_bundle
-from engine.solvers import make_solver
 
 # --- the parts of the list ----------------------------------------------------------------------------------------
 
@@ -62,13 +62,13 @@ def solves(device: Device) -> Iterator[Fact]:
 def host_loop(device: Device) -> Iterator[Fact]:
     """Whether the loop on the device gives the bits of the loop on the host."""
     runtime = open_runtime(find_bundle(DEMO), "cuda", device="cuda")
-    assert isinstance(runtime, CudaRuntime)
+    assert isinstance(runtime.solving, CudaSolving)
     sampler, ends = Sampler(DEMO), []
     for loops in (True, False):
-        runtime.engine.close_plans()
-        runtime.engine.loops = loops
-        sampler.runtime, sampler.flows = runtime, {False: [], True: []}
-        sampler.stepper = runtime.solver(make_solver("gauss-newton"), 16)
+        runtime.solving.engine.close_plans()
+        runtime.solving.engine.loops = loops
+        sampler.runtime, sampler.flows.solving = runtime, runtime.solving
+        sampler.flows.idle.clear()
         ends.append(np.stack([s.w for s in sampler.solve("smile & age=0.7", seeds=range(16))]))
     yield "the loop on the device gives the host's bits", bool(np.array_equal(*ends)), "True"
 
@@ -103,7 +103,7 @@ def run(device: Device, out: Path | None) -> int:
             failed, found[title]["failed"] = True, str(error)
             complain(f"{title}: {error}")
     if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n")
+        write_atomically(out, json.dumps(found, indent=2) + "\n")
     print("\nNext: make gpu, then make sanitize, then python -m benchmarks.gpu --out FILE.jsonl")
     return CHECK_FAILED if failed else OK
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.cuda.compile import OPTIONS, compiled
-from engine.cuda.driver import Device, Launch, packed
+from engine.cuda.compile import OPTIONS, compile_source
+from engine.cuda.driver import Device, Launch, pack
 
 PROBES = Path(__file__).with_name("probes.cu")
 ROUNDS, REPEATS, LARGE = 1000, 7, 220 * 1024
@@ -78,7 +78,9 @@ def has_clusters(device: Device) -> bool:
 def compile_probes(target: str) -> tuple[bytes, bytes]:
     """All probes but the loop, and the loop."""
     texts, options = {PROBES.name: PROBES.read_text()}, (*OPTIONS, f"--gpu-architecture={target}")
-    return compiled(PROBES.name, texts, options).cubin, compiled(PROBES.name, texts, (*options, "-DLOOP")).cubin
+    built = (compile_source(PROBES.name, texts, given) for given in (options, (*options, "-DLOOP")))
+    plain, loop = (each.cubin for each in built)
+    return plain, loop
 
 
 def configured(device: Device, grid: int, block: int, *, shared: int = 0, cluster: int = 0, cooperative: bool = False):
@@ -124,7 +126,7 @@ def placed(device: Device, probes: Probes) -> Iterator[list[int]]:
             continue
         found = device.allocate(4 * size * count)
         config = configured(device, size * count, 256, shared=LARGE, cluster=size)
-        arguments = packed((ctypes.c_void_p(found.address), ctypes.c_int(STAY)))
+        arguments = pack((ctypes.c_void_p(found.address), ctypes.c_int(STAY)))
         for _ in range(REPEATS):
             device.call("cuLaunchKernelEx", config, probes.find("whereabouts"), arguments, 0)
             processors = np.empty((count, size), np.uint32)
@@ -188,7 +190,7 @@ def barriers(device: Device, probes: Probes) -> Iterator[Fact]:
             nonportable = device.api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
             device.call("cuFuncSetAttribute", probes.find(name), nonportable, 1)
     for name, config, arguments, expected in cases:
-        work = partial(device.call, "cuLaunchKernelEx", config, probes.find(name), packed(arguments), 0)
+        work = partial(device.call, "cuLaunchKernelEx", config, probes.find(name), pack(arguments), 0)
         yield f"us a {name}, {config.gridDimX} blocks", round(probes.microseconds(work) / ROUNDS, 3), expected
 
 

@@ -14,10 +14,10 @@ from engine.bench.drawing import PSNR, examine_picture, golden_ws, of_pictures
 from engine.bench.problem import GUIDANCE, Problem, ordinary
 from engine.bench.solving import cost, examine_solve, setting
 from engine.bundle import Bundle
+from engine.constants import Queue
 from engine.cuda.engine import Engine
-from engine.cuda.solve import ROUNDS, Plan, Tickets
-from engine.runtimes import MissingRuntime, UnfitDevice, open_runtime
-from engine.runtimes.cuda import CudaRuntime
+from engine.cuda.solve import Plan, Tickets
+from engine.runtimes import MissingRuntime, Runtime, UnfitDevice, open_runtime
 from engine.sampler import Sampler
 from engine.solvers import make_solver
 
@@ -43,9 +43,9 @@ def problems(bench: Bench, rows: tuple[int, ...]) -> list[Problem]:
     return [Problem(bench.bundle, ordinary(bench.bundle, count), n) for count in counts for n in rows]
 
 
-def runtime_for(bundle: Bundle, precision: str | None = None, name: str = "cuda") -> CudaRuntime:
+def runtime_for(bundle: Bundle, precision: str | None = None, name: str = "cuda") -> Runtime:
     found = open_runtime(bundle, name, device="cuda", precision=precision)
-    assert isinstance(found, CudaRuntime)
+    assert found.device == "cuda"
     return found
 
 
@@ -70,10 +70,10 @@ def evaluation(bench: Bench, rows: tuple[int, ...]) -> None:
 
 def evaluated(problem: Problem, precision: str) -> dict[str, Any]:
     runtime = runtime_for(problem.bundle, precision)
-    plan = admitted(runtime.engine, problem)
-    device, solve = runtime.engine.device, plan.control["solve"]
+    plan = admitted(runtime.solving.engine, problem)
+    device, solve = runtime.solving.engine.device, plan.control["solve"]
     e = plan.evaluation
-    launches = [*e.forward(solve), *e.slopes(), *e.backward(solve)]
+    launches = [*e.forward(solve), *e.head_jacobians(), *e.backward(solve)]
     graph = device.capture(lambda: plan.launch(launches * CHAIN))
     times = [device.elapsed(graph.launch) / CHAIN for _ in range(12)][2:]
     clock, work = machine.clock(), cost(problem)
@@ -92,12 +92,13 @@ def evaluated(problem: Problem, precision: str) -> dict[str, Any]:
 def admitted(engine: Engine, problem: Problem, **settings) -> Plan:
     """A plan with the problem's rows on the device."""
     sampler = Sampler(problem.bundle, runtime="numpy", guidance=GUIDANCE)
-    starts = [sampler.start(request, request.expression, None) for request in problem.requests]
+    starts = [sampler.starts.start(request) for request in problem.requests]
     zero, tapes = np.zeros(len(starts)), [start.tape for start in starts]
     tickets = Tickets(problem.z0, np.array([s.psi for s in starts]), np.array([s.label for s in starts]), zero,
                       problem.z0, problem.z0, tapes)
     reading, places = engine.read(tickets, linear=True)
-    plan = engine.plan(engine.shape(tickets, reading, problem.rows, False), make_solver("gauss-newton", **settings))
+    shape = engine.shape(tickets, reading, problem.rows, problem.bundle.spaces["z"])
+    plan = engine.plan(shape, make_solver("gauss-newton", **settings))
     plan.admit(tickets, reading, places)
     return plan
 
@@ -115,7 +116,7 @@ def solve(bench: Bench, rows: tuple[int, ...]) -> None:
 
 def open_solve(problem: Problem, precision: str, **settings) -> Run:
     sampler = sampler_for(problem, precision, **settings)
-    engine = sampler.runtime.engine  # type: ignore[attr-defined]
+    engine = sampler.runtime.solving.engine  # type: ignore[attr-defined]  # a CudaSolving
 
     def run() -> Answer:
         samples = sampler.solve(problem.requests)
@@ -126,7 +127,7 @@ def open_solve(problem: Problem, precision: str, **settings) -> Run:
         waves = -(-problem.rows // plan.shape.capacity) if settings.get("steps") else 1
         details = {
             "launches": waves,
-            "rounds": int(plan.progress[ROUNDS]),
+            "rounds": int(plan.progress[Queue.ITERATIONS]),
             "kernels_a_round": kernels,
             **machine.clock(),
         }
@@ -177,8 +178,8 @@ def open_decode(bundle: Bundle, ws: Array, name: str) -> Run:
         runtime = runtime_for(bundle, name=name)
     except (MissingRuntime, UnfitDevice) as error:
         raise peers.Unavailable(str(error)) from error
-    runtime.synthesize(ws)
-    return lambda: runtime.synthesize(ws)
+    runtime.drawing.synthesize(ws)
+    return lambda: runtime.drawing.synthesize(ws)
 
 
 def examine_half(bundle: Bundle, images: Array) -> dict[str, Any]:

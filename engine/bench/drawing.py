@@ -41,18 +41,18 @@ def of_pictures(bundle: Bundle) -> dict[str, Any]:
 
 def golden_ws(bundle: Bundle, rows: int) -> Array:
     """The golden w, again and again: (rows, num_ws, w_dim)."""
-    w = np.resize(bundle.golden["w"], (rows, bundle.generator.w_dim))
+    w = np.resize(bundle.golden["mapping.w"], (rows, bundle.generator.w_dim))
     return np.ascontiguousarray(np.repeat(w[:, None], bundle.generator.num_ws, axis=1))
 
 
 def open_decode(bench: Bench, bundle: Bundle, ws: Array, runtime: str = "auto", precision: str | None = None) -> Run:
     opened = open_runtime(bundle, runtime, threads=bench.threads, precision=precision)
-    return lambda: opened.synthesize(ws)
+    return lambda: opened.drawing.synthesize(ws)
 
 
 def examine_picture(bundle: Bundle, images: Array) -> dict[str, Any]:
     """The first picture against the golden one, over the golden one's range."""
-    golden = bundle.golden["image"][0].astype(float)
+    golden = bundle.golden["synthesis.image"][0].astype(float)
     span = max(2.0, float(golden.max() - golden.min()))
     psnr = float(-10 * np.log10(max(np.mean(np.square((images[0] - golden) / span)), 1e-30)))
     return {"psnr": psnr, "check": "passed" if psnr >= PSNR else f"PSNR below {PSNR:g} dB"}

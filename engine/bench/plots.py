@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.bench.goals import is_ours, is_valid, some
+from engine.bench.records import is_ours, is_valid, some
 from engine.errors import LaceError
+from engine.text import visible
 
 # A figure and its axes, of a package that is imported late.
 Axes = Any
@@ -25,6 +26,9 @@ PEERS = (
     "#c0a080",
 )
 MARKERS = "os^Dv<>PX*hp"
+DASHES = ("-", "--", ":", "-.")  # for those that share a colour
+# Sizes whose floors lie closer than this share a label: narrower, and letters of 7 points would overlap.
+APART = 1.25
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
          "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "legend.frameon": False}
 
@@ -52,12 +56,13 @@ def draw_plots(lines: Sequence[Mapping], folder: Path) -> list[tuple[str, str, s
     return drawn
 
 
-def colours(lines: Sequence[Mapping]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for every contestant, warm for ours, the same in all plots."""
+def looks_of(lines: Sequence[Mapping]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dashes of every contestant, warm colours for ours; no two look alike, and all plots agree."""
     names = list(dict.fromkeys(line["contestant"] for line in lines))
     mine = [name for name in names if is_ours({"contestant": name})]
     others = [name for name in names if name not in mine]
-    return {name: (palette[i % len(palette)], MARKERS[i % len(MARKERS)])
+    return {name: {"color": palette[i % len(palette)], "marker": MARKERS[i % len(MARKERS)],
+                   "linestyle": DASHES[i // len(palette) % len(DASHES)]}
             for group, palette in ((mine, OURS), (others, PEERS)) for i, name in enumerate(group)}
 
 
@@ -68,14 +73,13 @@ def latency(pyplot: Any, lines: Sequence[Mapping]) -> Any:
     if not counts:
         return None
     figure, axes = pyplot.subplots(1, len(counts), figsize=(4 * len(counts) + 1.5, 4), sharey=True, squeeze=False)
-    looks = colours(solves)
+    looks = looks_of(solves)
     for panel, count in zip(axes[0], counts, strict=True):
         here = some(solves, attributes=count)
         for name in dict.fromkeys(line["contestant"] for line in here):
             curve = sorted((line["rows"], line["median"]) for line in some(here, contestant=name))
-            colour, marker = looks[name]
-            panel.plot(*zip(*curve, strict=True), color=colour, marker=marker, markersize=4, label=name,
-                       linewidth=2 if is_ours({"contestant": name}) else 1)
+            panel.plot(*zip(*curve, strict=True), markersize=4, label=visible(name),
+                       linewidth=2 if is_ours({"contestant": name}) else 1, **looks[name])
         rows = sorted({line["rows"] for line in here})
         panel.set(xscale="log", yscale="log", xlabel="rows", title=f"{count} attribute{'s' if count > 1 else ''}")
         panel.set_xticks(rows, [str(n) for n in rows])
@@ -101,11 +105,10 @@ def energies(pyplot: Any, lines: Sequence[Mapping]) -> Any:
     sizes = sorted({line["rows"] for line in solves}, key=lambda n: (len(some(solves, rows=n)), n))
     here = some(solves, rows=sizes[-1])
     figure, panel = pyplot.subplots(figsize=(5.5, 4))
-    looks = colours(solves)
+    looks = looks_of(solves)
     for line in here:
-        colour, marker = looks[line["contestant"]]
-        panel.plot(line["evaluations"]["mean"], line["energy"], color=colour, marker=marker, linestyle="none",
-                   markersize=7, label=line["contestant"])
+        panel.plot(line["evaluations"]["mean"], line["energy"], markersize=7, label=visible(line["contestant"]),
+                   **{**looks[line["contestant"]], "linestyle": "none"})
     panel.axhline(here[0]["floor_energy"], color=INK, linewidth=1, linestyle="--", label="converged flow")
     found = [line["energy"] for line in here]
     scale = "log" if max(found) > 5 * min(found) else "linear"
@@ -122,20 +125,23 @@ def roofline(pyplot: Any, lines: Sequence[Mapping]) -> Any:
     if not fields or not speed:
         return None
     figure, panel = pyplot.subplots(figsize=(5.5, 4.5))
-    looks = colours(fields)
+    looks = looks_of(fields)
     points = [(floor(line["details"], speed), line) for line in fields]
     for name in dict.fromkeys(line["contestant"] for line in fields):
         mine = [(x, line["median"]) for x, line in points if line["contestant"] == name]
-        colour, marker = looks[name]
-        panel.plot(*zip(*mine, strict=True), color=colour, marker=marker, linestyle="none", label=name)
+        panel.plot(*zip(*mine, strict=True), label=visible(name), **{**looks[name], "linestyle": "none"})
     low, high = min(x for x, _ in points) / 1.5, max(x for x, _ in points) * 1.5
     for factor in (1, 2, 4, 8):
         panel.plot([low, high], [factor * low, factor * high], color=INK, linewidth=0.8, alpha=1 / factor)
         panel.annotate(f"{factor}x", (high, factor * high), color=INK, va="center")
-    for x, text in sizes(points):
-        panel.annotate(text, (x, x), textcoords="offset points", xytext=(3, -3), fontsize=7, color=INK, va="top")
     panel.set(xscale="log", yscale="log", xlabel="floor in ms: weights streamed twice, or FLOPs, in float32",
-              ylabel="measured ms", title="one evaluation (labels: rows x attributes)")
+              ylabel="measured ms")
+    # Above the panel, where no point lies.
+    places, labels = zip(*sizes(points), strict=True)
+    top = panel.secondary_xaxis("top")
+    top.set_xticks(places, labels, rotation=45, ha="left", fontsize=7)
+    top.minorticks_off()
+    top.set_xlabel("one evaluation of rows x attributes")
     legend(figure, [panel])
     return figure
 
@@ -144,8 +150,8 @@ def sizes(points: Sequence[tuple[float, Mapping]]) -> list[tuple[float, str]]:
     """One label for each floor; settings whose floors are nearly equal share it."""
     found: list[tuple[float, str]] = []
     for x, text in sorted({(x, f"{line['rows']} x {line['attributes']}") for x, line in points}):
-        if found and x < 1.1 * found[-1][0]:
-            found[-1] = (found[-1][0], f"{found[-1][1]}\n{text}")
+        if found and x < APART * found[-1][0]:
+            found[-1] = (found[-1][0], f"{found[-1][1]}, {text}")
         else:
             found.append((x, text))
     return found
@@ -161,7 +167,7 @@ def floor(cost: Mapping, speed: Mapping[str, float]) -> float:
 
 
 PLOTS: tuple[tuple[str, str, str, Callable[[Any, Sequence[Mapping]], Any]], ...] = (
-    ("Solve", "latency against rows", "latency.png", latency),
-    ("Solve: accuracy", "energy against evaluations", "energy.png", energies),
+    ("Time", "latency against rows", "latency.png", latency),
+    ("Accuracy", "energy against evaluations", "energy.png", energies),
     ("One evaluation", "measured time against the floor", "roofline.png", roofline),
 )

@@ -18,6 +18,7 @@ from numpy import ndarray as Array
 from engine.bundle import Attribute, Bundle
 from engine.condition import Condition, attr
 from engine.errors import RequestError
+from engine.folders import write_atomically
 from engine.reference import field as twin
 from engine.reference.noise import normals_many
 from engine.requests import Request
@@ -89,7 +90,7 @@ def logits(bundle: Bundle, z: Array, names: Iterable[str]) -> dict[str, Array]:
     """Logits (n, C) of the named attributes at z (n, z_dim), float64."""
     z = z.astype(float)
     psi, label = np.full((len(z), 1), bundle.generator.truncation), np.zeros(len(z), np.int64)
-    w, _ = twin.mapping(bundle.field, z, psi, label)
+    w, _ = twin.mapping(bundle.field, z, psi, label, normalise=bundle.generator.normalise)
     found = {}
     for attribute in (bundle.attributes[name] for name in names):
         stack = twin.layers(bundle.field, f"head.{attribute.head}")
@@ -192,8 +193,6 @@ class Judge:
             sampler = Sampler(problem.bundle, runtime="numpy", guidance=GUIDANCE, solver="bosh3", rtol=self.tolerance,
                               atol=self.tolerance, max_evaluations=MOST_EVALUATIONS)
             samples = sampler.solve(full.requests, strict=True)
-            partial = file.with_suffix(".partial.npy")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.save(partial, np.stack([sample.z for sample in samples if sample.z is not None]))
-            partial.replace(file)
+            ends = np.stack([sample.z for sample in samples if sample.z is not None])
+            write_atomically(file, lambda opened: np.save(opened, ends))
         return np.load(file)

@@ -11,16 +11,16 @@ A line holds one contestant's result in one setting::
 """
 
 import json
-import os
-import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine import origin
 from engine.errors import LaceError
-from engine.origin import git, processor
+from engine.folders import append_lines
+from engine.origin import processor
+from engine.text import to_json
 
-PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "torchdiffeq", "torchode", "jax", "diffrax")
+PEERS = ("torchdiffeq", "torchode", "jax", "diffrax")
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 # What a line's name does not depend on: two lines that agree in everything else are the same measurement.
 RESULTS = frozenset({
@@ -38,10 +38,8 @@ class Log:
 
     def __init__(self, path: Path, common: Mapping):
         self.path, self.common = path, dict(common)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            drop_partial_line(path)
-        lines = read(path) if path.exists() else []
+        append_lines(path, "")  # a place that cannot be written to is told before anything is measured
+        lines = read(path)
         self.finished = {name(line) for line in lines if "unavailable" not in line}
         self.missing = {(name(line), line["unavailable"]) for line in lines if "unavailable" in line}
 
@@ -56,20 +54,9 @@ class Log:
         """
         whole = [dict(line) | self.common for line in lines]
         whole = [line for line in whole if (name(line), line.get("unavailable")) not in self.missing]
-        text = "".join(json.dumps(rounded(line)) + "\n" for line in whole).encode()
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, text)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        text = "".join(to_json(rounded(line), indent=None) + "\n" for line in whole)
+        append_lines(self.path, text)
         self.finished |= {name(line) for line in whole if "unavailable" not in line}
-
-
-def drop_partial_line(path: Path) -> None:
-    """Cut off what a killed run left behind the last whole line: the next line must not continue it."""
-    with open(path, "rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def name(line: Mapping) -> str:
@@ -109,29 +96,35 @@ def rounded(value):
 
 
 def machine() -> dict:
-    """The processor, how many cores this process may use, and what instructions it has that matter here."""
-    facts: dict = {"system": f"{platform.system()} {platform.machine()}", "cpu": platform.processor() or "unknown"}
-    facts["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if first := processor():
-        facts["cpu"] = f"{first.get('model name', facts['cpu'])} (model {first.get('model', '?')})"
-        facts["features"] = [flag for flag in FEATURES if flag in first.get("flags", "").split()]
-    return facts
+    """With the instructions of the processor that matter here."""
+    flags = processor().get("flags", "").split()
+    return {**origin.machine(), **({"features": [flag for flag in FEATURES if flag in flags]} if flags else {})}
 
 
 def versions() -> dict[str, str]:
-    return origin.versions(PACKAGES)
-
-
-def commit() -> str:
-    """The commit of the code beside this file with a + where files were changed since; or 'installed'."""
-    root = Path(__file__).resolve().parent.parent.parent
-    # An installed copy may lie below somebody else's repository.
-    if git(root, "ls-files", "engine/bench/records.py") == "":
-        return "installed"
-    changed = git(root, "status", "--porcelain", "--untracked-files=no")
-    return git(root, "rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    return origin.versions((*origin.PACKAGES, *PEERS))
 
 
 def figures(value: float, digits: int = 4) -> str:
     """With so many digits that count and no exponent: 20,620 and not 2.062e+04."""
     return f"{float(f'{value:.{digits}g}'):,.10g}"
+
+
+def counted(number: object, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def is_ours(line: Mapping) -> bool:
+    return line["contestant"].partition(",")[0].partition(" ")[0] == "ours"
+
+
+def is_valid(line: Mapping) -> bool:
+    return line.get("check") == "passed" and line.get("median") is not None
+
+
+def fastest(lines: Sequence[Mapping]) -> Mapping | None:
+    return min((line for line in lines if is_valid(line)), key=lambda line: line["median"], default=None)
+
+
+def some(lines: Sequence[Mapping], **wanted: object) -> list[Mapping]:
+    return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]

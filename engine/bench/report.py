@@ -1,19 +1,20 @@
-"""Markdown from a file of measurements: the goals, one table a suite, and what could not be measured.
+"""Markdown pages from a file of measurements: one table a suite, and what could not be measured.
 
-``table`` gives the short form for a README; ``write_report`` a folder with report.md and the plots.
+``write_report`` makes a folder: report.md with the machine, one page for each group of suites, the plots.
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from engine.bench.goals import Goal, counted, find_goals
-from engine.bench.records import RecordError, figures, read
+from engine.bench.records import RecordError, counted, figures, read
 from engine.errors import LaceError
 from engine.folders import writing_folder
+from engine.text import code, table_row
+from engine.text import markdown as words
 
 REPORT = "report.md"
-VERDICT = {True: "met", False: "**not met**", None: "not measured"}
+Plots = Iterable[tuple[str, str, str]]  # section, description and file of each
 WRONG = "†"  # behind a time whose answer did not pass its check
 FIELDS = ("Ours with a row of the Jacobian for each column that the condition reads, as the default solver needs it, "
           "and called from Python, as the other solvers call it; peers: the gradient alone.")
@@ -35,10 +36,10 @@ def run_of(line: Mapping) -> tuple:
     return line.get("commit"), line.get("threads"), line.get("quick"), line.get("machine", {}).get("cpu")
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """A table; if its cells are ``numbers``, all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
+    return "\n".join(map(table_row, lines))
 
 
 def of_suite(lines: Sequence[Mapping], suite: str) -> list[Mapping]:
@@ -70,7 +71,7 @@ def grid(lines: Sequence[Mapping], key: str, title: Callable[[object], str]) -> 
     """Contestants down, the values of ``key`` across, times inside."""
     columns = sorted({line[key] for line in lines if line.get("median") is not None})
     cell = {(line["contestant"], line[key]): line for line in lines}
-    rows = [[f"`{one}`", *(time(cell.get((one, column))) for column in columns)] for one in contestants(lines)]
+    rows = [[code(one), *(time(cell.get((one, column))) for column in columns)] for one in contestants(lines)]
     return markdown(["milliseconds", *map(title, columns)], rows)
 
 
@@ -81,7 +82,7 @@ def by_rows(lines: Sequence[Mapping], suite: str) -> str:
     """A grid for each world and condition."""
     parts = []
     for (world, condition), some in groups(of_suite(lines, suite), "world", "condition").items():
-        title = f"{world}, {counted(some[0]['attributes'], 'attribute')}: `{condition}`"
+        title = f"{words(world)}, {counted(some[0]['attributes'], 'attribute')}: {code(condition)}"
         parts.append(f"{title}\n\n{grid(some, 'rows', lambda n: counted(n, 'row'))}")
     return "\n\n".join(parts)
 
@@ -94,10 +95,10 @@ def accuracy(lines: Sequence[Mapping]) -> str:
         if not sizes:
             continue
         (rows,), chosen = max(sizes.items(), key=lambda entry: (len(entry[1]), entry[0]))
-        body = [[f"`{line['contestant']}`", f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
+        body = [[code(line["contestant"]), f"{line['evaluations']['mean']:.0f}", f"{line['evaluations']['most']}",
                  f"{line['energy']:.4f}", f"{line['trajectory_error']:.2f}",
                  f"{figures(line['q1'])} to {figures(line['q3'])}",
-                 str(line["repeats"]), line.get("note", "")] for line in chosen]
+                 str(line["repeats"]), words(line.get("note", ""))] for line in chosen]
         head = ["contestant", "evaluations: mean", "most", "energy", "trajectory error", "quartiles, ms", "repeats", ""]
         title = (f"{world}, {counted(attributes, 'attribute')}, {counted(rows, 'row')}; "
                  f"the converged flow ends at an energy of {chosen[0]['floor_energy']:.4f}.")
@@ -110,7 +111,7 @@ def hard(lines: Sequence[Mapping]) -> str:
     for line in of_suite(lines, "hard"):
         if "energy" in line:
             counts = line["evaluations"]
-            body.append([f"{line['world']}, {line['targets']}: `{line['contestant']}`", time(line),
+            body.append([f"{words(line['world'])}, {words(line['targets'])}: {code(line['contestant'])}", time(line),
                          f"{counts['mean']:.0f}", f"{counts['most']}", figures(line["energy"]),
                          figures(line["floor_energy"]), f"{line['trajectory_error']:.2f}"])
     head = ["targets", "ms", "evaluations: mean", "most", "energy", "converged", "trajectory error"]
@@ -124,7 +125,7 @@ def plain(lines: Sequence[Mapping], suite: str, facts: Sequence[str]) -> str:
         if line.get("median") is not None:
             spread = f"{figures(line['q1'])} to {figures(line['q3'])}" if "q1" in line else ""
             mark = "" if line["check"] == "passed" else WRONG
-            body.append([f"`{line['contestant']}`", *(shown(line.get(fact)) for fact in facts),
+            body.append([code(line["contestant"]), *(words(shown(line.get(fact))) for fact in facts),
                          f"{figures(line['median'])} {line['unit']}{mark}", spread])
     return markdown(["contestant", *facts, "median", "quartiles"], body) if body else ""
 
@@ -137,17 +138,12 @@ def shown(value: object) -> str:
 
 def missing(lines: Sequence[Mapping]) -> str:
     """What was not measured, and why; what was wrong."""
-    told = []
+    items = []
     for fact, mark in (("unavailable", ""), ("check", f" {WRONG}")):
         here = [line for line in lines if line.get(fact, "passed") != "passed"]
         for (suite, contestant, what), some in groups(here, "suite", "contestant", fact).items():
-            told.append(f"- {suite}, `{contestant}`{mark}: {what} ({counted(len(some), 'setting')})")
-    return "\n".join(told)
-
-
-def goals_table(goals: Sequence[Goal]) -> str:
-    rows = [[goal.text, goal.needed, goal.found, VERDICT[goal.met]] for goal in goals]
-    return markdown(["goal", "needed", "found", ""], rows) if rows else ""
+            items.append(f"- {words(suite)}, {code(contestant)}{mark}: {words(what)} ({counted(len(some), 'setting')})")
+    return "\n".join(items)
 
 
 def about(lines: Sequence[Mapping]) -> str:
@@ -161,18 +157,10 @@ def about(lines: Sequence[Mapping]) -> str:
             f"turns. {WRONG} marks a time whose answer did not pass its check.")
 
 
-def table(path: Path | str) -> str:
-    """The short form for a README: goals, solves, pictures. Raises RecordError."""
-    lines = latest(Path(path))
-    decode = by_resolution(lines, "decode")
-    parts = [about(lines), goals_table(find_goals(lines)), by_rows(lines, "solve"), decode]
-    return "\n\n".join(part for part in parts if part)
-
-
 def by_resolution(lines: Sequence[Mapping], suite: str) -> str:
     """A grid of single pictures."""
     some = [line for line in of_suite(lines, suite) if line["rows"] == 1 and is_benchmark_world(line)]
-    return f"One picture.\n\n{grid(some, 'resolution', lambda n: f'{n} px')}" if some else ""
+    return grid(some, "resolution", lambda n: f"{n} px") if some else ""
 
 
 def is_benchmark_world(line: Mapping) -> bool:
@@ -180,35 +168,59 @@ def is_benchmark_world(line: Mapping) -> bool:
     return line.get("world") != "demo"
 
 
-def sections(lines: Sequence[Mapping]) -> dict[str, str]:
+def pages(lines: Sequence[Mapping], plots: Plots, goals: str = "") -> dict[str, str]:
+    """Markdown by file name. A section without measurements is left out, and so is a page without sections."""
     fields = by_rows(lines, "field")
-    return {
-        "Goals": goals_table(find_goals(lines)),
-        "Solve": by_rows(lines, "solve"),
-        "Solve: accuracy": accuracy(lines),
-        "Hard targets": hard(lines),
-        "One evaluation": f"{FIELDS}\n\n{fields}" if fields else "",
-        "Stream": plain(lines, "stream", ("world", "pictures", "rows", "capacity", "details")),
-        "Decode": plain(lines, "decode", ("world", "resolution", "rows", "psnr")),
-        "A condition to a PNG": plain(lines, "end-to-end", ("world", "resolution", "energy")),
-        "Cold start": plain(lines, "cold", ("world", "resolution", "details")),
-        "Memory": plain(lines, "memory", ("world", "rows")),
+    parts = {
+        "solving.md": ("Solves", {
+            "Time": by_rows(lines, "solve"),
+            "Accuracy": accuracy(lines),
+            "Hard targets": hard(lines),
+            "One evaluation": f"{FIELDS}\n\n{fields}" if fields else "",
+        }),
+        "pictures.md": ("Pictures", {
+            "One picture": by_resolution(lines, "decode"),
+            "Decode": plain(lines, "decode", ("world", "resolution", "rows", "psnr")),
+            "A condition to a PNG": plain(lines, "end-to-end", ("world", "resolution", "energy")),
+        }),
+        "serving.md": ("Streams, cold start, memory", {
+            "Stream": plain(lines, "stream", ("world", "pictures", "rows", "capacity", "details")),
+            "Cold start": plain(lines, "cold", ("world", "resolution", "details")),
+            "Memory": plain(lines, "memory", ("world", "rows")),
+        }),
+    }
+    found = {file: page(title, about(lines), sections, plots) for file, (title, sections) in parts.items()
+             if any(sections.values())}
+    links = "\n".join(f"- [{parts[file][0]}]({file})" for file in found)
+    front = {
+        "Pages": links,
+        "Goals": goals,
         "The machine": plain(lines, "machine", ()),
         "Not measured, or wrong": missing(lines),
     }
+    return {REPORT: page("Speed", about(lines), front, plots), **found}
 
 
-def write_report(path: Path, out: Path, *, overwrite: bool = False) -> Path:
-    """A folder with report.md and its plots; whole or not at all. Raises RecordError, ReportError."""
+def page(title: str, lead: str, sections: Mapping[str, str], plots: Plots) -> str:
+    text = [f"# {title}", lead]
+    for section, body in sections.items():
+        if body:
+            text += [f"## {section}", body]
+            text += [f"![{alt}]({file})" for at, alt, file in plots if at == section]
+    return "\n\n".join(text) + "\n"
+
+
+def write_report(
+    path: Path, out: Path, *, overwrite: bool = False, goals: Callable[[Sequence[Mapping]], str] = lambda lines: ""
+) -> Path:
+    """A folder with report.md, its pages and plots; whole or not at all. Raises RecordError, ReportError.
+
+    goals   from lines to the Markdown of a section on the goals that they meet
+    """
     from engine.bench.plots import draw_plots
 
     lines = latest(path)
     with writing_folder(out, marker=REPORT, overwrite=overwrite, error=ReportError) as folder:
-        plots = draw_plots(lines, folder)
-        text = ["# Benchmark", about(lines)]
-        for title, body in sections(lines).items():
-            if body:
-                text += [f"## {title}", body]
-                text += [f"![{alt}]({file})" for section, alt, file in plots if section == title]
-        (folder / REPORT).write_text("\n\n".join(text) + "\n", encoding="utf-8")
+        for file, text in pages(lines, draw_plots(lines, folder), goals(lines)).items():
+            (folder / file).write_text(text, encoding="utf-8")
     return Path(os.fspath(out)) / REPORT

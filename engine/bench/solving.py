@@ -72,10 +72,10 @@ def open_field(problem: Problem, **settings) -> Run:
     """Evaluates at the start of every row; returns the gradient (rows, z_dim)."""
     sampler = Sampler(problem.bundle, capacity=problem.rows, guidance=GUIDANCE, **settings)
     g, rows = problem.bundle.generator, np.arange(problem.rows)
-    batch = Batch(problem.rows, g.z_dim, g.w_dim, sampler.runtime.dtype)
+    batch = Batch(problem.rows, g.z_dim, g.w_dim, sampler.runtime.solving.dtype)
     for row, request in enumerate(problem.requests):
-        batch.admit(row, sampler.start(request, request.expression, None))
-    flow = sampler.new_flow()
+        batch.admit(row, sampler.starts.start(request))
+    flow = sampler.flows.new_flow()
     return lambda: flow.evaluate(batch, rows, batch.z, linear=True).gradient
 
 

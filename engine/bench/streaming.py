@@ -15,7 +15,6 @@ from numpy import ndarray as Array
 
 from engine.batch import Batch
 from engine.bench.contest import Bench, Openers, Run
-from engine.bench.goals import LEAVING, STATIC
 from engine.bench.problem import Problem, Target, hard
 from engine.bundle import Bundle
 from engine.flow import Flow, Point
@@ -23,6 +22,8 @@ from engine.requests import Request, Sample
 from engine.sampler import Sampler
 from engine.solvers import Solver
 
+# Batch after batch: every row computed until the last has arrived; and rows that have arrived left out of the calls.
+STATIC, LEAVING = "static batches, all rows to the last", "static batches, arrived rows left out"
 STREAM_ERROR = 1e-5  # of w, against the same request solved alone
 # Rows in flight, as many as a Sampler has without being asked, and requests: a dozen batches.
 FULL, QUICK = (64, 768), (8, 24)
@@ -80,9 +81,9 @@ def stream(bench: Bench) -> None:
             "capacity": capacity}
     batches = partial(in_batches, capacity)
     with Sampler(bundle, capacity=capacity, threads=bench.threads) as sampler:
-        whole = Sampler(bundle, capacity=capacity, threads=bench.threads)
-        is_compiled = sampler.stepper is not sampler.solver
-        whole.stepper = CompiledToTheLast(whole.stepper) if is_compiled else ToTheLast(whole.solver)
+        stepper = sampler.flows.stepper()
+        kind = ToTheLast if stepper is sampler.flows.solver else CompiledToTheLast
+        whole = Sampler(bundle, capacity=capacity, threads=bench.threads, solver=kind(stepper))
         alone = np.stack([sampler.solve([request])[0].w for request in requests])
         ways: dict[str, Way] = {STATIC: partial(batches, whole.solve), LEAVING: partial(batches, sampler.solve),
                                 "one queue": sampler.solve}

@@ -10,9 +10,10 @@ from pathlib import Path
 from engine.bench import drawing, solving, streaming
 from engine.bench.contest import Bench, Peers
 from engine.bench.problem import JUDGED, JUDGED_QUICK, Judge
-from engine.bench.records import Log, commit, machine, versions
+from engine.bench.records import Log, machine, versions
 from engine.bundle import Bundle
 from engine.cli.options import positive
+from engine.origin import commit
 
 SUITES: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "machine": ("rates of streaming and of products: what the floors are made of", solving.machine),

@@ -1,145 +1,184 @@
 """lace-edit: sequential editing, one attribute after another, the rest held in place."""
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from numpy import ndarray as Array
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from engine.cli.console import EXIT_CODES, OK, guarded, parse, write_json
-from engine.cli.options import (
-    UsageError,
-    add_sampler_options,
-    chunks,
-    finite,
-    open_sampler,
-    readings,
-    record,
-    seed,
-    told,
-)
-from engine.cli.sample import SAMPLES
+from engine.cli.beginnings import Beginnings, add_start_options
+from engine.cli.console import OK, Parser, Terminal, guarded, new_table, parse, progress_bar, write_json
+from engine.cli.options import UsageError, add_sampler_options, finite, open_sampler, opened
+from engine.cli.readings import Tally, notes, readings
+from engine.cli.recipe import Edit, Recipe, chunks, engine_facts, request_facts
+from engine.cli.writing import SAMPLES, head, record
 from engine.condition import Condition
 from engine.folders import writing_folder
 from engine.grammar import parse as parse_condition
 from engine.pictures import save_png, table, to_image
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
+from engine.text import to_json
 
 CELL = 160
-# Attributes that no edit asked for may move this much before the table points at them.
-MOVED = 0.1
+# An attribute that no edit asked for has moved if it has another class, or if its value or the probability of its
+# class has changed by more than this.
+NOTICED = 0.1
+ASKED, MOVED, KEPT = "asked", "moved", "kept"
+LOOKS = {ASKED: "green", MOVED: "yellow", KEPT: "dim"}
+LEGEND = (f"{ASKED}: the edit is about it; {MOVED}: not asked for, and of another class or changed by more than "
+          f"{NOTICED:g}; {KEPT}: the rest. Each stage is compared with the one before it.")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lace-edit", allow_abbrev=False, epilog=EXIT_CODES,
-        description='Edit a picture step by step: lace-edit demo --seed 4 "yaw=0.75" "smile" "age=0.3"',
+    parser = Parser(
+        prog="lace-edit",
+        description='Edit a picture step by step: lace-edit demo --seed 4 "yaw=0.75" "smile" "age=0.3". '
+        "What a bundle knows: lace-info BUNDLE.",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by lace-export, or demo")
-    parser.add_argument("edits", metavar="EDIT", nargs="+", help="conditions, one for each stage")
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the picture that is edited (0)")
-    parser.add_argument("--start", metavar="CONDITION", help="what the picture shows before the first edit (anything)")
-    parser.add_argument("--label", type=int, metavar="N", help="class of a conditional generator")
-    parser.add_argument("--near", type=finite, default=0.04, metavar="K", help="hold on to the latents; 0: off (0.04)")
-    parser.add_argument("--keep", default="*", metavar="NAMES",
-                        help="attributes to hold, with commas; * all others; '' none (*)")
-    parser.add_argument("--keep-weight", type=finite, default=0.01, metavar="K", help="how strongly (0.01)")
-    parser.add_argument("--forget", action="store_true", help="do not hold on to the targets of earlier stages")
-    parser.add_argument("--out", default="out", metavar="DIR", help="folder for the pictures (out)")
-    parser.add_argument("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
-    parser.add_argument("--json", action="store_true", help="write samples.json to standard output too")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what can change a bit of the result")
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="a folder made by lace-export, or demo")
+    add("edits", metavar="EDIT", nargs="+", help="conditions, one for each stage")
+    add_start_options(parser, "of the picture that is edited (0)")
+    add("--start", metavar="CONDITION", help="what the picture shows before the first edit (anything)")
+    add("--near", type=finite, default=0.04, metavar="K", help="hold on to the latents; 0: off (0.04)")
+    add("--keep", default="*", metavar="NAMES", help="attributes to hold, with commas; * all others; '' none (*)")
+    add("--keep-weight", type=finite, default=0.01, metavar="K", help="how strongly (0.01)")
+    add("--forget", action="store_true", help="do not hold on to the targets of earlier stages")
+    add("--out", default="out", metavar="DIR", help="folder for the pictures (out)")
+    add("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
+    add("--json", action="store_true", help="write samples.json to standard output too")
+    add("-v", "--verbose", action="store_true", help="say what can change a bit of the result")
     add_sampler_options(parser)
     return parser
 
 
-def stages(sampler: Sampler, start: Sample, edits: list[Condition], options: argparse.Namespace) -> list[Sample]:
-    """The picture before the first edit and after each."""
+def edit_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``Sampler.edit``."""
     keep = [name.strip() for name in options.keep.split(",")] if options.keep.strip() else None
+    return {"keep": keep, "keep_weight": options.keep_weight, "near": options.near or None,
+            "hold": not options.forget}
+
+
+def stages(sampler: Sampler, start: Sample, edits: Sequence[Condition], arguments: Mapping[str, Any]) -> list[Sample]:
+    """The picture before the first edit and after each."""
     samples = [start]
-    for edit in edits:
-        samples += sampler.edit(
-            samples[-1], edit, keep=keep, keep_weight=options.keep_weight, near=options.near or None,
-            hold=not options.forget,
-        )
+    with progress_bar("editing", len(edits)) as progress:
+        for done, edit in enumerate(edits, start=1):
+            samples += sampler.edit(samples[-1], edit, **arguments)
+            progress(done, len(edits), "")
     return samples
 
 
-def changes_table(sampler: Sampler, edits: list[Condition], logits: list[dict[str, Array]]) -> Table:
-    """Every attribute at every stage: asked for (green), moved without being asked (yellow), kept."""
-    attributes = sampler.bundle.attributes
-    rows = [{name: shown(value) for name, value in readings(attributes, values).items()} for values in logits]
-    result = Table(title="what changed and what was kept, by the bundle's heads", title_justify="left")
-    result.add_column("attribute")
-    for title in ("start", *map(str, edits)):
-        result.add_column(title, justify="right")
-    for name in attributes:
-        cells, asked = [f"{rows[0][name][0]}"], False
-        for edit, before, after in zip(edits, rows[:-1], rows[1:], strict=True):
-            asked = name in edit.attributes()
-            moved = after[name][0].split()[0] != before[name][0].split()[0] or after[name][1] - before[name][1] > MOVED
-            moved = moved or before[name][1] - after[name][1] > MOVED
-            colour = "green" if asked else "yellow" if moved else "dim"
-            cells.append(f"[{colour}]{after[name][0]}[/]")
-        result.add_row(name, *cells)
+def changes(edits: Sequence[Condition], found: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What became of every attribute at every stage after the first, in words. ``found``: the readings of each."""
+    return [{name: ASKED if name in edit.attributes() else MOVED if has_moved(before[name], after[name]) else KEPT
+             for name in after} for edit, before, after in zip(edits, found[:-1], found[1:], strict=True)]
+
+
+def has_moved(before: float | dict[str, float], after: float | dict[str, float]) -> bool:
+    """See NOTICED."""
+    (old_class, old), (new_class, new) = likeliest(before), likeliest(after)
+    return old_class != new_class or not abs(new - old) <= NOTICED
+
+
+def likeliest(value: float | dict[str, float]) -> tuple[str, float]:
+    """The likeliest class with its probability; a value has no class."""
+    if not isinstance(value, dict):
+        return "", value
+    name = max(value, key=value.__getitem__)
+    return name, value[name]
+
+
+def changes_table(edits: Sequence[Condition], found: Sequence[Mapping[str, Any]],
+                  words: Sequence[Mapping[str, str]]) -> Table:
+    """Every attribute at every stage, with the word for what became of it."""
+    result = new_table("what changed and what was kept, by the bundle's heads", "attribute", "start>",
+                       *(f"{edit}>" for edit in edits))
+    for name in found[0]:
+        cells = [Text(f"{shown(stage[name])} {word[name]}", LOOKS[word[name]])
+                 for stage, word in zip(found[1:], words, strict=True)]
+        result.add_row(name, shown(found[0][name]), *cells)
     return result
 
 
-def shown(value: float | dict[str, float]) -> tuple[str, float]:
-    """A value, or the likeliest class with its probability: as text and as the number that may move."""
-    if not isinstance(value, dict):
-        return f"{value:.2f}", value
-    name = max(value, key=value.__getitem__)
-    return f"{name} {value[name]:.0%}", value[name]
+def shown(value: float | dict[str, float]) -> str:
+    name, number = likeliest(value)
+    return f"{name} {number:.0%}" if name else f"{number:.2f}"
 
 
-def write_stages(folder: Path, samples: list[Sample], titles: list[str], sampler: Sampler,
-                 logits: list[dict[str, Array]]) -> str:
-    """Numbered pictures, the film strip and samples.json, which is also returned."""
-    records = []
-    for i, (sample, values, title) in enumerate(zip(samples, logits, titles, strict=True)):
-        name = f"{i:02}.png"
-        save_png(folder / name, to_image(sample.image), {**chunks(sample, sampler), "Edit": title})
-        records.append({"file": name, "edit": title, **record(sample, sampler, values)})
-    strip = table([[to_image(sample.image) for sample in samples]], CELL, captions=titles)
-    save_png(folder / "strip.png", strip, chunks(samples[-1], sampler))
-    document = json.dumps({**told(sampler), "samples": records}, indent=1)
-    (folder / SAMPLES).write_text(document + "\n", encoding="utf-8")
-    return document
+class Stages:
+    """The stages of an edit as files: numbered pictures, the film strip and samples.json."""
+
+    def __init__(self, sampler: Sampler, samples: Sequence[Sample], titles: Sequence[str], beginnings: Beginnings,
+                 options: argparse.Namespace):
+        self.sampler, self.samples, self.titles, self.start = sampler, samples, titles, beginnings.at(0)
+        self.arguments, self.precision = edit_options(options), options.precision
+
+    def chunks(self, last: int) -> dict[str, str]:
+        """Of the picture after so many edits: it is drawn again from the first, edit by edit."""
+        first = request_facts(self.samples[0], self.sampler)
+        edits = tuple(Edit(title, self.arguments) for title in self.titles[1 : last + 1])
+        recipe = Recipe(engine_facts(self.sampler, self.precision), first, self.start, edits)
+        condition = request_facts(self.samples[last], self.sampler)["condition"]
+        return {**chunks(recipe), "Condition": condition or "", "Edit": self.titles[last]}
+
+    def write(self, folder: Path, logits: Sequence[Mapping[str, Array]], words: Sequence[Mapping[str, str]]) -> dict:
+        """Returns what samples.json holds."""
+        records = []
+        for i, (sample, values, title) in enumerate(zip(self.samples, logits, self.titles, strict=True)):
+            name = f"{i:02}.png"
+            save_png(folder / name, to_image(sample.image), self.chunks(i))
+            records.append({"file": name, "edit": title, **record(sample, self.sampler, values, self.start),
+                            **({"changes": words[i - 1]} if i else {})})
+        strip = table([[to_image(sample.image) for sample in self.samples]], CELL, captions=self.titles)
+        people = {name: text for name, text in self.chunks(len(self.samples) - 1).items() if name != "Recipe"}
+        save_png(folder / "strip.png", strip, people)
+        document = {**head(self.sampler, self.precision), "held": self.arguments, "legend": LEGEND, "samples": records}
+        (folder / SAMPLES).write_text(to_json(document) + "\n", encoding="utf-8")
+        return document
 
 
 def edit(options: argparse.Namespace) -> int:
     edits = [parse_condition(text) for text in options.edits]
     start = parse_condition(options.start) if options.start else None
+    status, console = Terminal(stderr=True), Terminal()
     with writing_folder(options.out, marker=SAMPLES, overwrite=options.overwrite, error=UsageError) as folder:
+        beginnings = Beginnings(options, opened(options), 1, 1)
         sampler = open_sampler(options)
         if options.verbose:
-            Console(stderr=True).print(repr(sampler), highlight=False, markup=False)
+            status.say(repr(sampler))
+        attributes = sampler.bundle.attributes
         for condition in (start, *edits):
-            sampler.lowered(condition)  # a typo in the last edit is found before the first is solved
-        with Console(stderr=True).status(f"{len(edits)} edits"):
-            first = sampler.sample([Request(start, seed=options.seed, label=options.label)])[0]
-            samples = stages(sampler, first, edits, options)
+            sampler.starts.lower(condition)  # a typo in the last edit is found before the first is solved
+            for note in notes(condition, attributes):
+                status.say(f"note: {note}", "yellow")
+        latent = beginnings.at(0).arguments(sampler.bundle.generator.z_dim)
+        first = sampler.sample([Request(start, seed=beginnings.first, label=options.label, **latent)])[0]
+        samples = stages(sampler, first, edits, edit_options(options))
         logits = sampler.measure(samples)
+        found = [readings(attributes, values) for values in logits]
+        words = changes(edits, found)
         titles = ["start", *map(str, edits)]
-        document = write_stages(folder, samples, titles, sampler, logits)
+        document = Stages(sampler, samples, titles, beginnings, options).write(folder, logits, words)
     if options.json:
         write_json(document)
         return OK
-    console = Console()
-    console.print(changes_table(sampler, edits, logits))
-    console.print(f"{len(samples)} pictures in {options.out} (see {Path(options.out) / 'strip.png'})",
-                  highlight=False, soft_wrap=True)
+    console.print(changes_table(edits, found, words))
+    console.print(LEGEND, style="dim")
+    console.say(f"{len(samples)} pictures in {options.out} (see {Path(options.out) / 'strip.png'})")
+    tally = Tally(None, attributes)
+    tally.add(samples, logits)
+    tally.report(console)
     return OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(build_parser(), arguments)
-    return guarded(lambda: edit(options))
+    return guarded(lambda: edit(options), options.out)
 
 
 if __name__ == "__main__":

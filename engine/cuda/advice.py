@@ -11,7 +11,7 @@ ADVICE = {
     "CUDA_ERROR_INVALID_IMAGE": "a cached kernel is damaged: delete the cache of kernels",
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "a kernel asks for more registers or shared memory than this GPU has",
 }
-LOST = ("the context is lost, and with it all that lay on the device: start a new process, and look for the kernel with"
+LOST = ("the context is lost, and all memory of the device with it: start a new process, and find the kernel with"
         " `make sanitize`")
 # After these nothing works in this process any more.
 FATAL = {"CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_MISALIGNED_ADDRESS",

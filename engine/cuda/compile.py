@@ -4,16 +4,18 @@ The sources need no header of the CUDA toolkit, and compiling needs no GPU. A cu
 all that it depends on, so that the cache never goes stale and may be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 from engine.constants import constants
+from engine.errors import WriteError
+from engine.folders import write_atomically
 from engine.layout import PRECISIONS
 from engine.sources import folder as sources_folder
 
@@ -80,13 +82,13 @@ def build(source: str = "solve", *, architecture: str, precision: str = "fp32", 
     place = (folder or cache_folder()) / f"{source}-{architecture}-{precision}-{key[:32]}"
     found = read(place)
     if found is None:
-        found = compiled(f"{source}.cu", texts, options)
+        found = compile_source(f"{source}.cu", texts, options)
         write(place, found)
     return found
 
 
 def has_wgmma(capability: tuple[int, int], precision: str) -> bool:
-    """Whether a device can run "wide", compiled for WGMMA."""
+    """Whether a device can run "wide", compile_source for WGMMA."""
     return capability == (9, 0) and precision != "fp32"
 
 
@@ -117,7 +119,7 @@ def nvrtc_version() -> tuple[int, int]:
     return major, minor
 
 
-def compiled(name: str, texts: dict[str, str], options: tuple[str, ...]) -> Built:
+def compile_source(name: str, texts: dict[str, str], options: tuple[str, ...]) -> Built:
     """One translation unit through NVRTC; the other texts are its headers."""
     import cuda.bindings.nvrtc as nvrtc
 
@@ -139,10 +141,10 @@ def compiled(name: str, texts: dict[str, str], options: tuple[str, ...]) -> Buil
 
 
 def text_of(size, get, program) -> bytes:
-    """NVRTC's two-step way to hand over bytes."""
+    """Bytes from NVRTC: first their length, then their content."""
     status, length = size(program)
     check(status, size.__name__)
-    # NVRTC writes into the object. Python has only one of each object of a single byte, and everybody uses it.
+    # NVRTC writes into the object, and Python shares the objects of a single byte.
     content = b" " * max(length, 2)
     (status,) = get(program, content)
     check(status, get.__name__)
@@ -181,14 +183,5 @@ def write(place: Path, built: Built) -> None:
     """Whole or not at all. A cache that cannot be written costs time, not the result."""
     facts = {"sha256": hashlib.sha256(built.cubin).hexdigest(),
              "resources": {name: asdict(values) for name, values in built.resources.items()}}
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{place.name}-", dir=place.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(json.dumps(facts).encode() + b"\n" + built.cubin)
-            os.replace(partial, place)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except OSError:
-        return
+    with contextlib.suppress(WriteError):
+        write_atomically(place, json.dumps(facts).encode() + b"\n" + built.cubin)

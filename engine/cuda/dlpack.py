@@ -46,7 +46,7 @@ is_valid = function("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c
 pointer = function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 rename = function("PyCapsule_SetName", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
 NAME, USED = b"dltensor", b"used_dltensor"
-# What others still hold: the tensor and the owner of its memory, by the address of the structure they were given.
+# What others still hold: the tensor and the owner of its memory, by the address of the structure that they have.
 lent: dict[int, tuple] = {}
 
 
@@ -57,7 +57,7 @@ def give_back(managed: Any) -> None:
 
 @Destructor
 def drop(capsule: int) -> None:
-    """A capsule that nobody took (who takes one renames it): its tensor goes with it."""
+    """Free the tensor of a capsule that no consumer took (a consumer renames the capsule)."""
     if is_valid(capsule, NAME):
         lent.pop(pointer(capsule, NAME), None)
 
@@ -108,7 +108,7 @@ def empty(device: Device, shape: Sequence[int], dtype: np.dtype | type) -> Devic
 
 
 class Borrowed:
-    """Somebody's tensor, given back when the last reference to this goes."""
+    """A tensor of another library, released with the last reference to this object."""
 
     def __init__(self, capsule: Any):
         self.managed = Managed.from_address(pointer(id(capsule), NAME))
@@ -122,11 +122,11 @@ class Borrowed:
 def borrow(device: Device, tensor: Any, width: int, name: str) -> DeviceArray:
     """A view of a tensor (rows, width) float32 of torch, cupy or another that speaks DLPack.
 
-    Raises RequestError if it lies elsewhere, or has another shape, type or order of its elements.
+    Raises RequestError if it is elsewhere, or has another shape, type or order of its elements.
     """
     kind, ordinal = (int(part) for part in tensor.__dlpack_device__())
     if (kind, ordinal) != (device.kind, device.ordinal):
-        raise RequestError(f"{name} lies on another device than cuda:{device.ordinal}: move it there, or give numpy")
+        raise RequestError(f"{name} is on another device than cuda:{device.ordinal}: move it there, or give numpy")
     # The owner makes our stream wait for what it has yet to write.
     owner = Borrowed(tensor.__dlpack__(**({"stream": device.stream} if kind == 2 else {})))
     found: DLTensor = owner.managed.tensor

@@ -57,10 +57,10 @@ class Device:
         """A function of the driver API: its results without the code, which is checked."""
         code, *results = getattr(self.api, name)(*arguments)
         if code != self.api.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"{name} failed with {self.told(code)}")
+            raise BackendError(f"{name} failed with {self.describe(code)}")
         return tuple(results) if len(results) > 1 else results[0] if results else None
 
-    def told(self, code: Any) -> str:
+    def describe(self, code: Any) -> str:
         _, name = self.api.cuGetErrorName(code)
         _, text = self.api.cuGetErrorString(code)
         name, text = (part.decode() if part else str(code) for part in (name, text))
@@ -130,7 +130,7 @@ class Device:
         event = self.call("cuEventCreate", WITHOUT_TIMING)
         self.call("cuEventRecord", event, other.stream)
         self.call("cuStreamWaitEvent", self.stream, event, 0)
-        self.call("cuEventDestroy", event)  # at once in name only: it goes when it has happened
+        self.call("cuEventDestroy", event)  # the driver frees it after it has happened
 
     # --- kernels -------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Device:
             attribute.id = self.api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attribute.value.programmaticStreamSerializationAllowed = 1
             config.attrs, config.numAttrs = [attribute], 1
-        self.call("cuLaunchKernelEx", config, launch.kernel, packed(launch.arguments), 0)
+        self.call("cuLaunchKernelEx", config, launch.kernel, pack(launch.arguments), 0)
 
     # --- graphs --------------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Block:
         self.device, self.nbytes = device, nbytes
         self.address = int(device.call("cuMemAlloc", max(nbytes, 1)))
         self.free = weakref.finalize(self, release, device, "cuMemFree", self.address)
-        # At the end of the process the driver frees everything, and may be gone before us.
+        # At the end of the process the driver frees everything, and may be unloaded first.
         self.free.atexit = False
         device.memory.add(self)
 
@@ -291,6 +291,6 @@ class Launch:
     overlaps: bool = False
 
 
-def packed(arguments: Sequence[Any]) -> tuple[tuple, tuple]:
+def pack(arguments: Sequence[Any]) -> tuple[tuple, tuple]:
     """As cuda.bindings takes a kernel's arguments: values and types."""
     return tuple(a.value or 0 for a in arguments), tuple(type(a) for a in arguments)

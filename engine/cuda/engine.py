@@ -18,13 +18,14 @@ from engine.cuda.settings import Steps
 from engine.cuda.solve import Ends, Plan, Tickets
 from engine.cuda.tables import Reading, Shape
 from engine.solvers.gauss_newton import GaussNewton
+from engine.spaces import Space
 from engine.tape import Column, Tape
 
 CAPACITIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Rows that one launch takes in; more of them wait on the device, so this bounds memory and not speed.
 MOST_TICKETS = 1024
 # Other counts grow in these steps, so that conditions of nearly the same size share a graph.
-STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # Plans that are kept: each has the memory of its rows.
 MOST_PLANS = 16
 
@@ -49,13 +50,13 @@ class Engine:
         self.loops = loops and self.kernels.has_loop
         self.plans: OrderedDict[tuple, Plan] = OrderedDict()
 
-    def solve(self, tickets: Tickets, solver: Steps, *, in_w: bool, capacity: int,
+    def solve(self, tickets: Tickets, solver: Steps, *, space: Space, capacity: int,
               then: Callable[[Region], None] | None = None) -> Ends:
         """Run all tickets to their end; for ``then`` see Plan.run. Raises BackendError if the device fails."""
         with self.lock:
             self.device.activate()
             reading, places = self.read(tickets, linear=isinstance(solver, GaussNewton))
-            plan = self.plan(self.shape(tickets, reading, capacity, in_w), solver)
+            plan = self.plan(self.shape(tickets, reading, capacity, space), solver)
             return plan.run(tickets, reading, places, then)
 
     def read(self, tickets: Tickets, *, linear: bool) -> tuple[Reading, dict[Column, int]]:
@@ -81,7 +82,7 @@ class Engine:
                 seeds[k, first + column.index] = 1
         return seeds
 
-    def shape(self, tickets: Tickets, reading: Reading, capacity: int, in_w: bool) -> Shape:
+    def shape(self, tickets: Tickets, reading: Reading, capacity: int, space: Space) -> Shape:
         rows = at_least(min(len(tickets), capacity, CAPACITIES[-1]), CAPACITIES)
         widest = max(1, *(len(tape.columns) for tape in tickets.tapes))
         columns = at_least(widest, STEPS)
@@ -89,7 +90,7 @@ class Engine:
         slots = 1 if reading.slots == 1 else columns + (reading.slots > widest)
         heads = at_least(max(1, len(reading.heads)), STEPS)
         each = at_least(max([1, *(len(seeds) for seeds in reading.heads.values())]), STEPS)
-        return Shape(rows, columns, slots, min(heads, max(1, len(self.bundle.heads))), each, in_w)
+        return Shape(rows, columns, slots, min(heads, max(1, len(self.bundle.heads))), each, space)
 
     def plan(self, shape: Shape, solver: Steps) -> Plan:
         key = shape, solver

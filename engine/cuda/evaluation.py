@@ -69,10 +69,11 @@ class Evaluation:
     def __init__(self, network: Network, kernels: Kernels, shape: Shape):
         self.network, self.kernels, self.shape = network, kernels, shape
         g, device = network.bundle.generator, network.device
-        self.width = g.w_dim if shape.in_w else g.z_dim
-        self.mapping = () if shape.in_w else network.mapping
+        self.width = shape.space.width
+        self.mapping = network.mapping if shape.space.is_mapped else ()
         self.state_stride, self.w_stride = padded(self.width), padded(g.w_dim)
-        self.input_stride = self.mapping[0].into if self.mapping else 0
+        # Without layers the mapping's input is what the heads read, after truncation.
+        self.input_stride = padded(g.z_dim + network.embedded) if shape.space.is_mapped else 0
         self.depth = network.depth
         self.buffers = Region(device, self.fields(g.w_dim))
         self.tables = Tables(network, shape, self.buffers)
@@ -88,7 +89,7 @@ class Evaluation:
             **{f"mapped.{i}": ((c, layer.out), operand) for i, layer in enumerate(self.mapping)},
             **{f"hidden.{i}": ((self.shape.heads, c, width), operand) for i, width in enumerate(hidden)},
             **{f"back.{i}": ((*cotangents, max(hidden, default=0)), operand) for i in range(2)},
-            "head_slopes": ((*cotangents, max(w, self.state_stride)), REAL),
+            "head_jacobian": ((*cotangents, max(w, self.state_stride)), REAL),
             "cotangent": ((c * s, w), operand), "unit": ((c, s), REAL),
             **{f"mapping_back.{i}": ((c * s, wide), operand) for i in range(2)},
             "pulled": ((c * s, self.input_stride), REAL), "moment": ((c,), REAL),
@@ -112,7 +113,7 @@ class Evaluation:
             self.kernels.launch("tape", (c,), solve),
         ]
 
-    def slopes(self) -> list[Launch]:
+    def head_jacobians(self) -> list[Launch]:
         """The rows of the Jacobian of the heads."""
         first, rows = len(self.mapping) + self.depth, self.shape.capacity * self.shape.each
         widest = [max((self.into(s, i) for s in self.network.heads.values()), default=0) for i in range(self.depth)]
@@ -123,7 +124,7 @@ class Evaluation:
         first, grid = len(self.mapping) + 2 * self.depth, (self.shape.capacity, self.shape.slots)
         rows = self.shape.capacity * self.shape.slots
         back = [self.dense(first + i, layer.into, rows) for i, layer in enumerate(reversed(self.mapping))]
-        cotangents = [] if self.shape.in_w else [self.kernels.launch("cotangents", grid, solve)]
+        cotangents = [self.kernels.launch("cotangents", grid, solve)] if self.shape.space.is_mapped else []
         return [*cotangents, *back, self.kernels.launch("pullback", grid, solve)]
 
     def dense(self, level: int, columns: int, rows: int, layers: int = 1) -> Launch:

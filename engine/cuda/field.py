@@ -1,4 +1,4 @@
-"""The device behind the engine's doors: whole solves for the solvers that have a kernel, evaluations for the others."""
+"""Solvers and fields on the device: whole solves for the solvers that have a kernel, evaluations for the others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from engine.layout import DTYPES
 from engine.routing import enumerate_pairs
 from engine.runtimes import ALL, Linearise
 from engine.solvers.gauss_newton import GaussNewton
+from engine.spaces import Space
 from engine.tape import EMPTY
 
 
@@ -37,7 +38,7 @@ class OnDevice:
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         tickets = Tickets(batch.z[rows], batch.psi[rows, 0], batch.label[rows], batch.near[rows], batch.anchor_z[rows],
                           batch.anchor_w[rows], [batch.tapes[row] for row in rows])
-        ends = self.engine.solve(tickets, self.solver, in_w=flow.in_w, capacity=self.capacity)
+        ends = self.engine.solve(tickets, self.solver, space=flow.space, capacity=self.capacity)
         batch.z[rows], batch.status[rows] = ends.z, ends.status
         batch.keep(rows, ends.logp, ends.w, ends.logits)
         counters = batch.steps, batch.evaluations, batch.rejected, batch.forced
@@ -50,10 +51,8 @@ class CudaField:
 
     linearise: Linearise | None = None
 
-    linearise: Linearise | None = None
-
-    def __init__(self, engine: Engine, space: str):
-        self.engine, self.in_w = engine, space == "w"
+    def __init__(self, engine: Engine, space: Space):
+        self.engine, self.space = engine, space
         # Of the last shape: the launches' memory, and that of the cotangents that are pulled back.
         self.plan: Plan | None = None
         self.given: Region | None = None
@@ -67,27 +66,27 @@ class CudaField:
             engine.device.activate()
             plan, self.rows = self.prepare(n, heads), n
             plan.admit(tickets, Reading(heads, 1), {})
-            plan.launch([*plan.evaluation.forward(plan.control["solve"]), *plan.evaluation.slopes()])
+            plan.launch([*plan.evaluation.forward(plan.control["solve"]), *plan.evaluation.head_jacobians()])
             e, network = plan.evaluation, engine.network
-            w = z if self.in_w else self.fetch(e.buffers["trial_w"], (n, e.w_stride))
+            w = self.fetch(e.buffers["trial_w"], (n, e.w_stride)) if self.space.is_mapped else z
             logits = self.fetch(e.buffers["trial_logits"], (n, network.outputs))
             found = {}
             for place, (name, seeds) in enumerate(heads.items()):
                 stack, width = network.heads[name], engine.bundle.heads[name].widths[0]
-                slopes = self.fetch(e.tables.part("head_slopes", place), (n, len(seeds), stack.into))
-                if not stack.hidden:  # a linear head has the same slopes everywhere
-                    slopes = np.broadcast_to((seeds @ stack.final)[None], (n, *seeds.shape[:1], width))
-                found[name] = logits[:, stack.first : stack.first + stack.count], slopes[:, :, :width]
+                jacobian = self.fetch(e.tables.part("head_jacobian", place), (n, len(seeds), stack.into))
+                if not stack.hidden:  # a linear head has the same Jacobian everywhere
+                    jacobian = np.broadcast_to((seeds @ stack.final)[None], (n, *seeds.shape[:1], width))
+                found[name] = logits[:, stack.first : stack.first + stack.count], jacobian[:, :, :width]
             engine.device.synchronize()
         # Every head has run for all rows: on a device fewer are no faster.
         found |= {name: (found[name][0][rows], found[name][1][rows]) for name, rows in some.items()}
         return w[:, : engine.bundle.generator.w_dim], found
 
     def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
-        if self.in_w:
+        if not self.space.is_mapped:
             return cotangent
         if rows is None:
-            return self.pulled(cotangent)
+            return self.pull_in_parts(cotangent)
         # Every row gets as many slots as the one with the most pairs.
         pairs, each, _ = cotangent.shape
         order = np.argsort(rows, kind="stable")
@@ -96,9 +95,9 @@ class CudaField:
         slots = place[:, None] * each + np.arange(each)
         whole = np.zeros((self.rows, int(slots.max(initial=0)) + 1, cotangent.shape[2]), REAL)
         whole[rows[:, None], slots] = cotangent
-        return self.pulled(whole)[rows[:, None], slots]
+        return self.pull_in_parts(whole)[rows[:, None], slots]
 
-    def pulled(self, cotangent: Array) -> Array:
+    def pull_in_parts(self, cotangent: Array) -> Array:
         """(rows, r, w_dim) -> (rows, r, z_dim), as many cotangents a call as there is memory for."""
         assert self.plan is not None
         most = self.plan.shape.slots
@@ -112,23 +111,23 @@ class CudaField:
         each = [len(seeds) for seeds in heads.values()]
         count = min(at_least(max(1, len(heads)), STEPS), max(1, len(self.engine.bundle.heads)))
         shape = Shape(1 << (n - 1).bit_length(), 1, at_least(sum(each) + 1, STEPS), count,
-                      at_least(max([1, *each]), STEPS), self.in_w)
+                      at_least(max([1, *each]), STEPS), self.space)
         if self.plan is None or self.plan.shape != shape:
             engine, w_dim = self.engine, self.engine.bundle.generator.w_dim
             self.plan = Plan(engine.network, engine.kernels, shape, GaussNewton(), loops=False)
             self.given = Region(engine.device, {
-                "slopes": ((shape.capacity, shape.slots, w_dim), REAL), "columns": ((shape.slots,), DTYPES["Column"]),
-                "places": ((shape.capacity, shape.slots), INT),
+                "cotangents": ((shape.capacity, shape.slots, w_dim), REAL),
+                "columns": ((shape.slots,), DTYPES["Column"]), "places": ((shape.capacity, shape.slots), INT),
             }, mirrored=True)
         return self.plan
 
     def pull(self, cotangent: Array) -> Array:
-        """The cotangents as the slopes of columns that every row reads."""
+        """Pull cotangents back as if they were the Jacobian of columns that every row reads."""
         plan, given, (n, r, w_dim) = self.plan, self.given, cotangent.shape
         assert plan is not None and given is not None  # noqa: PT018
-        given.host["slopes"].reshape(-1)[: cotangent.size] = cotangent.reshape(-1)
+        given.host["cotangents"].reshape(-1)[: cotangent.size] = cotangent.reshape(-1)
         for j in range(r):
-            put(given.host["columns"][j], slopes=given["slopes"] + j * w_dim * REAL.itemsize, row_stride=r * w_dim,
+            put(given.host["columns"][j], slopes=given["cotangents"] + j * w_dim * REAL.itemsize, row_stride=r * w_dim,
                 minus=-1)
         given.host["places"].reshape(-1)[: n * r].reshape(n, r)[:] = np.arange(r)
         plan.tickets.host["column_count"][:n] = r

@@ -10,7 +10,7 @@ from engine.bundle import Bundle
 from engine.cuda.driver import Device
 from engine.cuda.memory import Region
 from engine.layout import padded, to_operand
-from engine.reference import field as twin
+from engine.reference import field as reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class Network:
         if "mapping.embedding" in tensors:
             self.arrays["embedding"] = np.ascontiguousarray(tensors["mapping.embedding"], np.float32)
             self.embedded = tensors["mapping.embedding"].shape[1]
-        mapping, stacks = twin.layers(tensors, "mapping"), {}
+        mapping, stacks = reference.layers(tensors, "mapping"), {}
         self.take("mapping", mapping)
         for name in bundle.heads:
-            stacks[name] = twin.layers(tensors, f"head.{name}")
+            stacks[name] = reference.layers(tensors, f"head.{name}")
             self.take(name, stacks[name][:-1])
             weight, bias = stacks[name][-1]
             self.arrays[f"{name}.weight"] = np.ascontiguousarray(weight, np.float32)

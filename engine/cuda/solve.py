@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
+from engine.constants import Phase, Queue
 from engine.cuda import settings
 from engine.cuda.dlpack import DeviceArray
 from engine.cuda.driver import Graph, Launch, Pinned
@@ -28,9 +29,6 @@ from engine.solvers.compiled import packed
 from engine.tape import Tape, by_tape
 
 log = logging.getLogger(__name__)
-# The fields of ``queue``; kernels/turnover.cuh reads and writes them.
-COUNT, NEXT, RUNNING, ROUNDS, LIMIT, GOES_ON = range(6)
-FRESH = 1
 RESULTS = ("result_z", "result_w", "result_logits", "result_logp", "result_status", "result_counters")
 # Rounds between looks at the device in the loop on the host: a look costs as much as a round of a few rows.
 LOOK = 4
@@ -93,7 +91,7 @@ class Plan:
         self.table = compiled.tableau(solver)
         self.rows = Region(self.device, self.row_fields())
         self.control = Region(self.device, {
-            "solve": ((1,), DTYPES["Solve"]), "queue": ((6,), INT), "tableau": (self.table.shape, DOUBLE),
+            "solve": ((1,), DTYPES["Solve"]), "queue": ((len(Queue),), INT), "tableau": (self.table.shape, DOUBLE),
             "counters": ((shape.capacity, 4), INT),
             **{name: ((shape.capacity,), INT) for name in ("phase", "ticket", "status", "stage")},
             **{name: ((shape.capacity,), DOUBLE) for name in ("clock", "step", "taken", "passes", "error", "reach")},
@@ -101,7 +99,7 @@ class Plan:
         self.control.host["error"][:], self.control.host["reach"][:] = 1, np.inf
         self.control.host["tableau"][:] = self.table
         self.solve = self.control.host["solve"][0]
-        self.memory = Pinned(self.device, 6 * INT.itemsize)
+        self.memory = Pinned(self.device, len(Queue) * INT.itemsize)
         self.progress = self.memory.bytes.view(INT)  # what comes back of ``queue``
         self.room: tuple[int, ...] = ()
         self.heads: tuple = ()
@@ -120,15 +118,16 @@ class Plan:
     def constants(self) -> dict[str, Any]:
         """Fields of Solve that do not change from one set of tickets to the next."""
         e, g, network = self.evaluation, self.network.bundle.generator, self.network
-        mapped = {} if self.shape.in_w else {"hidden": e.buffers[f"mapped.{len(e.mapping) - 1}"]}
-        on_z = self.shape.in_w or any(stack.space == "z" for stack in network.heads.values())
+        mapped = {"hidden": e.buffers[f"mapped.{len(e.mapping) - 1}"]} if e.mapping else {}
+        on_z = not self.shape.space.is_mapped or any(stack.space == "z" for stack in network.heads.values())
         used = ["trial", "moment", "trial_logits", "trial_logp", "weights", "curvature", "unit", "trial_jacobian",
                   "velocity", "psi", *(["state"] if on_z else []),
-                  *([] if self.shape.in_w else ["input", "trial_w", "cotangent", "pulled"])]
+                  *(["input", "trial_w", "truncated", "cotangent", "pulled"] if self.shape.space.is_mapped else [])]
         return {
             **compiled.numbers(self.solver), "capacity": self.shape.capacity, "width": e.width, "w_dim": g.w_dim,
             "input_stride": e.input_stride, "state_stride": e.state_stride, "w_stride": e.w_stride,
-            "outputs": network.outputs, "embedded": network.embedded, "in_w": self.shape.in_w,
+            "outputs": network.outputs, "embedded": network.embedded, "in_w": not self.shape.space.is_mapped,
+            "layers": len(e.mapping), "normalised": g.normalise, "average": network.region["average"],
             "head": e.tables.region["heads"], "column": e.tables.region["columns"],
             "embedding": network.region["embedding"] if network.embedded else 0, **mapped,
             **{name: self.control[name] for name in self.control.host if name != "solve"},
@@ -167,8 +166,8 @@ class Plan:
         """The first tickets take the rows, which are as turnover would leave them; the others wait."""
         host, capacity = self.control.host, self.shape.capacity
         rows = min(n, capacity)
-        host["phase"][:] = 0
-        host["phase"][:rows], host["ticket"][:rows] = FRESH, np.arange(rows)
+        host["phase"][:] = Phase.IDLE
+        host["phase"][:rows], host["ticket"][:rows] = Phase.FRESH, np.arange(rows)
         # More than every ticket in turn could need, so that a loop on the device ends in any case.
         limit = min(settings.most_evaluations(self.solver) * n, 2**31 - 1)
         host["queue"][:] = n, rows, rows, 0, limit, 1
@@ -205,7 +204,7 @@ class Plan:
         solve, c = self.control["solve"], self.shape.capacity
         turnover = "turnover_while" if on_device else "turnover"
         e = self.evaluation
-        return [*e.forward(solve), *e.slopes(), *e.backward(solve),
+        return [*e.forward(solve), *e.head_jacobians(), *e.backward(solve),
                 self.kernels.launch(settings.kernel(self.solver), (c,), solve),
                 self.kernels.launch(turnover, (1,), solve)]
 
@@ -252,8 +251,8 @@ class Plan:
 
     def loop_on_host(self) -> None:
         launches = self.round(on_device=False)
-        self.progress[GOES_ON] = 1
-        while self.progress[GOES_ON]:
+        self.progress[Queue.GOES_ON] = 1
+        while self.progress[Queue.GOES_ON]:
             for _ in range(LOOK):
                 self.launch(launches)
             self.look()
@@ -265,11 +264,12 @@ class Plan:
 
     def ends(self, n: int) -> Ends:
         queue = self.progress
-        if queue[RUNNING] or queue[NEXT] < n:
-            raise BackendError(f"the solve stopped after {queue[ROUNDS]} rounds, with {queue[RUNNING]} rows running "
-                               f"and {n - queue[NEXT]} waiting: a fault of the kernels, please report it")
+        rounds, running, waiting = queue[Queue.ITERATIONS], queue[Queue.ROWS_RUNNING], n - queue[Queue.NEXT]
+        if running or waiting > 0:
+            raise BackendError(f"the solve stopped after {rounds} rounds, with {running} rows running and {waiting} "
+                               "waiting: a fault of the kernels, please report it")
         z, w, logits, logp, status, counters = (self.results.host[name][:n].copy() for name in RESULTS)
-        return Ends(z, w, logits, logp, status, counters, int(queue[ROUNDS]))
+        return Ends(z, w, logits, logp, status, counters, int(rounds))
 
     def close(self) -> None:
         if self.graph is not None:

@@ -1,4 +1,4 @@
-"""What the dense kernels are told: the layers that each level multiplies, and the columns that come of the heads."""
+"""The tables that the dense kernels read: the layers that each level multiplies, and the columns of the heads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from numpy import ndarray as Array
 from engine.cuda.memory import Region
 from engine.cuda.network import Network, Stack
 from engine.layout import DTYPES, padded
+from engine.spaces import Space
 
 REAL = np.dtype(np.float32)
 
@@ -27,7 +28,7 @@ class Shape:
     slots: int
     heads: int
     each: int
-    in_w: bool
+    space: Space
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +47,7 @@ class Tables:
 
     def __init__(self, network: Network, shape: Shape, buffers: Region):
         self.network, self.shape, self.buffers = network, shape, buffers
-        self.mapping = () if shape.in_w else network.mapping
+        self.mapping = network.mapping if shape.space.is_mapped else ()
         self.heads_first, self.depth = len(self.mapping), network.depth
         self.back_first = self.heads_first + self.depth
         self.mapping_back = self.back_first + self.depth
@@ -96,7 +97,7 @@ class Tables:
         self.region.upload()
 
     def set_slots(self, slots: int) -> None:
-        """Cotangents a row of the mapping's way back."""
+        """Set how many cotangents a row has in the mapping's backward levels."""
         self.host["problems"]["each"][self.mapping_back :, 0] = slots
 
     def connect_head(self, place: int, stack: Stack, seeds: Array, column: int) -> None:
@@ -111,15 +112,15 @@ class Tables:
         table[:] = 0
         table[:, : stack.final.shape[1]] = seeds @ stack.final
         seeded = self.region["seeds"] + place * self.shape.each * self.widest * REAL.itemsize
-        slopes, stride, row_stride = self.part("head_slopes", place), stack.into, each * stack.into
+        jacobian, stride, row_stride = self.part("head_jacobian", place), stack.into, each * stack.into
         if not hidden:
-            slopes, stride, row_stride = seeded, width, 0
+            jacobian, stride, row_stride = seeded, width, 0
         self.add_levels(place, stack, inputs, each, seeded)
         for j, seed in enumerate(seeds):
             plus, minus = int(np.argmax(seed)), int(np.argmin(seed))
-            put(self.host["columns"][column + j], slopes=slopes + j * stride * REAL.itemsize, row_stride=row_stride,
+            put(self.host["columns"][column + j], slopes=jacobian + j * stride * REAL.itemsize, row_stride=row_stride,
                 plus=stack.first + plus, minus=stack.first + minus if seed[minus] < 0 else -1,
-                direct=self.shape.in_w or stack.space == "z")
+                direct=not self.shape.space.is_mapped or stack.space == "z")
 
     def add_levels(self, place: int, stack: Stack, inputs: list[int], each: int, seeds: int) -> None:
         """A head's hidden layers, forwards and backwards."""
@@ -137,11 +138,11 @@ class Tables:
             if i:
                 put(back, output=self.part(f"back.{(i - 1) % 2}", place), activation=inputs[i])
             else:
-                put(back, exact=self.part("head_slopes", place))
+                put(back, exact=self.part("head_jacobian", place))
 
     def source(self, stack: Stack) -> int:
         """Address of a head's input: in W the state is w."""
-        return self.buffers["state" if self.shape.in_w or stack.space == "z" else "truncated"]
+        return self.buffers["state" if not self.shape.space.is_mapped or stack.space == "z" else "truncated"]
 
     def part(self, name: str, place: int) -> int:
         """Address of a head's part of a buffer that all heads share."""

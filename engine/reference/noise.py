@@ -1,8 +1,8 @@
 """Normal numbers as a pure function of (seed, stream): Philox words and the Box-Muller transform.
 
 Nothing depends on the batch, the slot, the order or a global generator, so that a request gives the same
-picture anywhere, for ever. The words are exact; the normals agree to the last bit of float32 or its
-neighbour between math libraries.
+picture on every machine and in every version. The words are exact; between math libraries the normals agree to the
+last bit of float32 or its neighbour.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; Box and Muller, 1958.
 """

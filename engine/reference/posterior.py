@@ -200,7 +200,7 @@ def draw(world: World, seeds: Sequence[int], settings: Settings, rows: Array, nu
 def correct(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends) -> None:
     """Preconditioned Crank-Nicolson for rows without an accepted candidate, from where they are."""
     walk = into_set if settings.confidence is not None else under_guidance
-    walk(world, [int(seeds[row]) for row in rows], settings, rows, ends)
+    walk(world, [int(seeds[row]) for row in rows.tolist()], settings, rows, ends)
 
 
 def into_set(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends) -> None:
@@ -220,7 +220,7 @@ def into_set(world: World, seeds: Sequence[int], settings: Settings, rows: Array
             x[stuck] = world.approach(rows[stuck], x[stuck])
             here[stuck], hard[stuck] = world.log_p(rows[stuck], x[stuck])
             inside[stuck] = hard[stuck] > least
-        own = [seeds[i] for i in part]
+        own = [seeds[i] for i in part.tolist()]
         chance = chances(own, [STEP_STREAM + step] * len(part), 2)
         noise = normals_many(own, [STEP_STREAM + step] * len(part), world.noise_dim)
         trial = proposal(x[part], noise, sizes(chance[:, 1]))

@@ -1,4 +1,4 @@
-"""Numpy twin of the tape interpreter: what a condition says about the logits, for many rows at once.
+"""The definition of the tape interpreter: log-truth-value, gradient and curvature of conditions, many rows at once.
 
 A program is a tuple of nodes in post-order; a node is (name, *integers). Leaves push, joins pop two and push one. The
 integers are local column numbers and positions in `parameters`, so rows that differ only in targets, weights or class
@@ -65,7 +65,7 @@ def evaluate(program: tuple, parameters: Array, u: Array) -> tuple[Array, Array,
     """Log-truth-value of a program, its gradient and a curvature, in float64.
 
     parameters  (rows, P)           targets, scales, weights, anchors
-    u           (rows, columns)     logits and logit differences
+    u           (rows, columns)     logits and logit differences; v is not a number where one of them is not finite
     returns     v (rows,), g (rows, columns) = dv/du, c (rows, columns, columns) ~ Hessian of -v, PSD.  Energy E = -v.
     """
     parameters = np.asarray(parameters, dtype=np.float64)
@@ -79,13 +79,15 @@ def evaluate(program: tuple, parameters: Array, u: Array) -> tuple[Array, Array,
             right = stack.pop()
             stack.append(JOINS[name](stack.pop(), right))
         elif name == "weight":
-            stack.append(_scaled(stack.pop(), parameters[:, places[0]]))
+            stack.append(_scale(stack.pop(), parameters[:, places[0]]))
         else:
             stack.append(_not(stack.pop()))
     if not stack:
         return np.zeros(rows), np.zeros((rows, columns)), np.zeros((rows, columns, columns))
     (node,) = stack
-    return node.v, node.g, np.zeros((rows, columns, columns)) if node.c is None else node.c
+    # The limit at infinity may be finite, but an infinite logit has overflowed on its way.
+    v = np.where(np.isfinite(u).all(axis=1), node.v, np.nan)
+    return v, node.g, np.zeros((rows, columns, columns)) if node.c is None else node.c
 
 
 def log_ndtr(x: Array) -> tuple[Array, Array, Array]:
@@ -108,7 +110,7 @@ def log_ndtr(x: Array) -> tuple[Array, Array, Array]:
     return value, lam, np.where(x < -FAR_TAIL, 1.0 - far + 6.0 * far * far, lam * (x + lam))
 
 
-def _chosen(parameters: Array, u: Array, first: int, count: int, position: int) -> tuple[Array, Array, Array, Array]:
+def _split(parameters: Array, u: Array, first: int, count: int, position: int) -> tuple[Array, Array, Array, Array]:
     """The chosen class against the others: one-hot, its logit, the others' softmax, and d = logit - lse(others).
 
     In d every class leaf is a two-class leaf, log sigmoid(+-d), so neither a probability near 1 nor one near 0 cancels.
@@ -124,22 +126,22 @@ def _chosen(parameters: Array, u: Array, first: int, count: int, position: int) 
 
 
 def _class(parameters: Array, u: Array, first: int, count: int, position: int) -> Node:
-    chosen, _, others, d = _chosen(parameters, u, first, count, position)
+    chosen, _, others, d = _split(parameters, u, first, count, position)
     v = -np.logaddexp(0.0, -d)
     missing = np.exp(v - d)[:, None]  # 1 - softmax[y]
     p = np.where(chosen, np.exp(v)[:, None], missing * others)
     block = -p[:, :, None] * p[:, None, :]
     block.reshape(len(p), -1)[:, :: count + 1] += p
-    return _placed(u, slice(first, first + count), v, missing * (chosen - others), block)
+    return _place(u, slice(first, first + count), v, missing * (chosen - others), block)
 
 
 def _not_class(parameters: Array, u: Array, first: int, count: int, position: int) -> Node:
-    chosen, _, others, d = _chosen(parameters, u, first, count, position)
+    chosen, _, others, d = _split(parameters, u, first, count, position)
     v = -np.logaddexp(0.0, d)
     p = np.exp(v + d)[:, None]  # softmax[y]
     towards = others - chosen
     block = p[:, :, None] * (towards[:, :, None] * towards[:, None, :])
-    return _placed(u, slice(first, first + count), v, p * towards, block)
+    return _place(u, slice(first, first + count), v, p * towards, block)
 
 
 def _tempered(parameters: Array, u: Array, first: int, count: int, position: int) -> Node:
@@ -155,13 +157,13 @@ def _difference(parameters: Array, u: Array, column: int, position: int) -> Node
     x = sign * u[:, column]
     v = -np.logaddexp(0.0, -x)
     missing = np.exp(v - x)
-    return _placed(u, column, v, sign * missing, missing * np.exp(v))
+    return _place(u, column, v, sign * missing, missing * np.exp(v))
 
 
 def _value(parameters: Array, u: Array, column: int, position: int) -> Node:
     scale = parameters[:, position + 1]
     x = (u[:, column] - parameters[:, position]) * scale
-    return _placed(u, column, -0.5 * x * x, -x * scale, scale * scale)
+    return _place(u, column, -0.5 * x * x, -x * scale, scale * scale)
 
 
 def _not_value(parameters: Array, u: Array, column: int, position: int) -> Node:
@@ -170,26 +172,26 @@ def _not_value(parameters: Array, u: Array, column: int, position: int) -> Node:
     inner = np.minimum(-0.5 * x * x, HIGHEST_VALUE)
     v = np.where(inner > -0.5, np.log(-np.expm1(inner)), np.log1p(-np.exp(inner)))
     odds = np.exp(inner - v)  # e^v / (1 - e^v)
-    slope = x * scale
-    return _placed(u, column, v, odds * slope, odds * (1.0 + odds) * slope * slope)
+    gradient = x * scale  # of x^2 / 2
+    return _place(u, column, v, odds * gradient, odds * (1.0 + odds) * gradient * gradient)
 
 
 def _side(parameters: Array, u: Array, column: int, position: int) -> Node:
     scale = parameters[:, position + 1]
     v, lam, bend = log_ndtr((u[:, column] - parameters[:, position]) * scale)
-    return _placed(u, column, v, lam * scale, bend * (scale * scale))
+    return _place(u, column, v, lam * scale, bend * (scale * scale))
 
 
 def _keep(parameters: Array, u: Array, first: int, count: int, position: int) -> Node:
     weight = parameters[:, position]
     gap = u[:, first : first + count] - parameters[:, position + 1 : position + 1 + count]
     block = (2.0 * weight)[:, None, None] * np.eye(count)
-    return _placed(
+    return _place(
         u, slice(first, first + count), -weight * (gap * gap).sum(axis=1), -2.0 * weight[:, None] * gap, block
     )
 
 
-def _placed(u: Array, where: slice | int, v: Array, g: Array, c: Array) -> Node:
+def _place(u: Array, where: slice | int, v: Array, g: Array, c: Array) -> Node:
     """A leaf's gradient and curvature among all columns."""
     if u.shape[1] == 1:
         return Node(v, g.reshape(-1, 1), c.reshape(-1, 1, 1))
@@ -210,14 +212,14 @@ def _or(a: Node, b: Node) -> Node:
     excess = np.log1p(-np.expm1(high) * np.exp(np.minimum(a.v, b.v) - high))
     share_a = np.exp((a.v - high) - excess) * -np.expm1(b.v)
     share_b = np.exp((b.v - high) - excess) * -np.expm1(a.v)
-    return Node(np.minimum(high + excess, 0.0), *_mixed(share_a, a, share_b, b))
+    return Node(np.minimum(high + excess, 0.0), *_mix(share_a, a, share_b, b))
 
 
 def _lace_or(a: Node, b: Node) -> Node:
     gap = (a.v - b.v) + np.log(OR_LEFT_WEIGHT)
     v = np.logaddexp(a.v + np.log(OR_LEFT_WEIGHT), b.v)
     share_a, share_b = np.exp(-np.logaddexp(0.0, -gap)), np.exp(-np.logaddexp(0.0, gap))
-    g, c = _mixed(share_a, a, share_b, b)
+    g, c = _mix(share_a, a, share_b, b)
     between = a.g - b.g
     spread = (share_a * share_b)[:, None, None] * (between[:, :, None] * between[:, None, :])
     n = _sum(_times(share_a, a.n), _times(share_b, b.n))
@@ -226,15 +228,15 @@ def _lace_or(a: Node, b: Node) -> Node:
 
 def _not(a: Node) -> Node:
     alpha = NOT_STRENGTH / np.maximum(np.abs(a.v), NOT_STRENGTH)
-    scaled = _scaled(a, alpha)
+    scaled = _scale(a, alpha)
     return Node(-scaled.v, -scaled.g, scaled.n, scaled.c)
 
 
-def _scaled(a: Node, factor: Array) -> Node:
+def _scale(a: Node, factor: Array) -> Node:
     return Node(factor * a.v, factor[:, None] * a.g, _times(factor, a.c), _times(factor, a.n))
 
 
-def _mixed(share_a: Array, a: Node, share_b: Array, b: Node) -> tuple[Array, Array | None]:
+def _mix(share_a: Array, a: Node, share_b: Array, b: Node) -> tuple[Array, Array | None]:
     g = share_a[:, None] * a.g + share_b[:, None] * b.g
     return g, _sum(_times(share_a, a.c), _times(share_b, b.c))
 

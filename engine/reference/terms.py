@@ -23,7 +23,7 @@ class Term(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def terms(program: tuple) -> tuple[Term, ...]:
-    """What a program is the conjunction of: its v, g and c are the sums of theirs."""
+    """The terms of a program's conjunction: its v, g and c are the sums of theirs."""
     stack: list[list[tuple[int, int]]] = []  # of each operand its terms, as nodes from .. to
     for end, (name, *_) in enumerate(program, 1):
         if name in LEAVES:
@@ -38,13 +38,13 @@ def terms(program: tuple) -> tuple[Term, ...]:
         return ()
     parts = [program[first:end] for first, end in stack[0]]
     starts = [next(node[-1] for node in part if len(node) > 1) for part in parts]
-    return tuple(_alone(*given) for given in zip(parts, starts, [*starts[1:], None], strict=True))
+    return tuple(_isolate(*given) for given in zip(parts, starts, [*starts[1:], None], strict=True))
 
 
-def _alone(nodes: tuple, first: int, end: int | None) -> Term:
-    """Nodes that read parameters [first, end), with columns and positions counted from 0."""
+def _isolate(nodes: tuple, first: int, end: int | None) -> Term:
+    """A term of its own from nodes that read parameters [first, end): columns and positions then count from 0."""
     columns = sorted({column for node in nodes for column in _columns(node)})
-    return Term(tuple(_moved(node, columns, first) for node in nodes), tuple(columns), slice(first, end))
+    return Term(tuple(_move(node, columns, first) for node in nodes), tuple(columns), slice(first, end))
 
 
 def _columns(node: tuple) -> range:
@@ -56,7 +56,7 @@ def _columns(node: tuple) -> range:
     return range(0)
 
 
-def _moved(node: tuple, columns: list[int], first: int) -> tuple:
+def _move(node: tuple, columns: list[int], first: int) -> tuple:
     match node:
         case (name, column, *count, position):
             return name, columns.index(column), *count, position - first

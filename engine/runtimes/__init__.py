@@ -1,20 +1,29 @@
-"""Runtimes: what runs a bundle's graphs on a device. One file each, imported late.
+"""Runtimes: what runs a bundle on a device. One file each, imported late.
 
-Adding one: a file with the methods of ``Runtime`` and ``Field``, and a line in RUNTIMES.
+A runtime is composed of what solves and what draws. Adding one: a file with a ``Solving`` or a ``Drawing``, its
+``open_bundle``, and a line in RUNTIMES.
 """
 
-import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy import ndarray as Array
 
 from engine.bundle import Bundle
-from engine.errors import BackendError
+from engine.errors import BackendError, RequestError
+from engine.spaces import Space
 
+if TYPE_CHECKING:
+    from engine.cuda.field import OnDevice
+    from engine.runtimes.decoding import Pictures
+    from engine.solvers import Solver
+
+log = logging.getLogger(__name__)
 # Every head runs for all rows.
 ALL: Mapping[str, Array] = {}
 
@@ -28,10 +37,10 @@ class Field(Protocol):
         """Evaluate the mapping once, and the named heads only.
 
         z (rows, z_dim), psi (rows, 1), label (rows,) int64 or None
-        heads     {head: seeds (k, C)}: the wanted combinations of its logits
+        heads     {head: the wanted combinations (k, C) of its logits}
         some      {head: positions (m,)}: of the rows that want a head, which then gives m rows; others give all
-        returns   w (rows, w_dim), {head: (logits (rows, C), slopes (rows, k, dim))}, where the slopes are the
-                  derivatives of seeds @ logits by the head's input
+        returns   w (rows, w_dim), {head: (logits (rows, C), Jacobian (rows, k, dim))}, the derivatives of
+                  combinations @ logits by the head's input
         """
         ...
 
@@ -47,7 +56,7 @@ class Field(Protocol):
 
 
 class Linearise(Protocol):
-    """Mapping, heads on w, and the pullback of their slopes, in one call."""
+    """Mapping, heads on w, and the pullback of their Jacobians, in one call."""
 
     def __call__(
         self,
@@ -62,56 +71,125 @@ class Linearise(Protocol):
     ) -> tuple[Array, dict[str, Array], Array]:
         """z, psi, label as in ``forward``.
 
-        heads      {head: rows (m,), seeds (k, C)} in the order of the bundle
+        heads      {head: rows (m,), combinations (k, C)} in the order of the bundle
         pair_row   (pairs,): the row of each cotangent that is wanted
-        source     (pairs,): its place among the slopes (m, k) of all heads, one head after the other, and after them
-                   w[near_row] - near_anchor (q, w_dim)
+        source     (pairs,): its place among the rows of Jacobian (m, k) of all heads, one after the other, and after
+                   them w[near_row] - near_anchor (q, w_dim)
         returns    w (rows, w_dim), {head: logits (m, C)}, the cotangents on z (pairs, z_dim)
         """
         ...
 
 
-class Runtime(Protocol):
-    """Something that runs a bundle.
+class Solving:
+    """What solves on a device: gives fields, and may have a way of its own to run a solver.
 
     Its functions may be called by several threads at a time; a field belongs to one.
 
-    precision         of the pictures
-    slopes            precision of the rows of Jacobian; if it is tf32 or fp16 also of w and logits, which else are
+    jacobian          precision of the rows of Jacobian; if it is tf32 or fp16 also of w and logits, which else are
                       float32 or better
     dtype             of the field's results, and so of the solver's state
     row_independent   a row's result does not depend, to the bit, on the other rows of the call
-
-    It may also have ``solver(solver, capacity)``: the solver as it runs there, such as one whose ``step`` takes all
-    rows of a batch to their end. That solver's ``room`` is how many rows it wants to be given at a time. And
-    ``pixels(ws, noises)``: what ``synthesize`` gives as 8-bit pictures (rows, R, R, channels), made on the device.
     """
 
     name: str
     version: str
     device: str
-    precision: str
-    slopes: str
+    jacobian: str
     dtype: np.dtype
     row_independent: bool
 
-    def field(self, space: str = "z") -> Field:
-        """A field with a state of its own (the activations that ``pullback`` needs).
+    def field(self, space: Space) -> Field:
+        """A field with a state of its own, the activations that ``pullback`` needs.
 
-        space   'z', or 'w': ``forward`` is given w in the place of z, and ``pullback`` is the identity
+        space   where its latents lie. In one that is not mapped ``forward`` is given w in the place of z, and
+                ``pullback`` is the identity
         """
-        ...
+        raise NotImplementedError
+
+    def solver(self, solver: "Solver", capacity: int) -> "Solver":
+        """The solver as it runs here, such as one whose ``step`` takes all rows of a batch to their end."""
+        return solver
+
+    def room(self, solver: "Solver", capacity: int) -> int:
+        """Rows that ``self.solver(solver, capacity)`` wants to be given at a time."""
+        return capacity
+
+    def on_device(self, solver: "Solver", capacity: int) -> "OnDevice":
+        """The solver for latents that stay on the device, see engine.tensors."""
+        raise RequestError("tensors need a sampler with device='cuda' and gauss-newton or a Runge-Kutta method")
+
+    def close(self) -> None:
+        """Free what lies on a device. The end of the process does that too."""
+
+
+class Drawing:
+    """What draws pictures: runs the synthesis. Its functions may be called by several threads at a time.
+
+    precision   of the pictures
+    """
+
+    name: str
+    version: str
+    precision: str
 
     def noise_inputs(self) -> dict[str, int]:
         """The synthesis' noise inputs and their sides in pixels; none unless exported with ``--noise input``."""
-        ...
+        raise NotImplementedError
 
     def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
         """ws (rows, num_ws, w_dim) float32 -> images (rows, channels, R, R) float32, about [-1, 1].
 
         noises   {name: (rows, 1, r, r)} for the noise inputs; without it they are zero
         """
-        ...
+        raise NotImplementedError
+
+    def pixels(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
+        """``synthesize`` as 8-bit pictures (rows, R, R, channels)."""
+        return to_pixels(self.synthesize(ws, noises))
+
+    def on_device(self) -> "Pictures":
+        """What draws latents that stay on the device, see engine.tensors."""
+        raise RequestError("tensors need a sampler with device='cuda'")
+
+    def close(self) -> None:
+        """Free what lies on a device. The end of the process does that too."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runtime:
+    """A bundle on a device: what solves, and what draws.
+
+    name   as it was asked for: a key of RUNTIMES
+    """
+
+    name: str
+    solving: Solving
+    drawing: Drawing
+
+    @property
+    def device(self) -> str:
+        return self.solving.device
+
+    @property
+    def version(self) -> str:
+        solving, drawing = self.solving, self.drawing
+        if solving.name == drawing.name == self.name:
+            return solving.version
+        told = [part if name == self.name else f"{name} {part}"
+                for name, part in ((solving.name, solving.version), (drawing.name, drawing.version))]
+        return " with ".join(told if solving.name == self.name else reversed(told))
+
+    def close(self) -> None:
+        self.solving.close()
+        self.drawing.close()
+
+
+def to_pixels(images: Array) -> Array:
+    """(n, C, H, W) -> (n, H, W, C) in 8 bits as StyleGAN defines them: x 127.5 + 128, cut off at both ends."""
+    pixels = images * np.float32(127.5)
+    pixels += np.float32(128)
+    np.clip(pixels, 0, 255, out=pixels)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +232,11 @@ def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", thr
             raise BackendError(f"there is no device {device!r}; known are: {', '.join(AUTO)}")
         *others, name = AUTO[device]
         for candidate in others:
-            with contextlib.suppress(MissingRuntime, UnfitDevice):
+            try:
                 return open_runtime(bundle, candidate, device=device, threads=threads, precision=precision)
+            except (MissingRuntime, UnfitDevice) as error:
+                if candidate == "native":
+                    warn_slow(str(error))
     if name not in RUNTIMES:
         raise BackendError(f"there is no runtime {name!r}; known are: auto, {', '.join(RUNTIMES)}")
     entry = RUNTIMES[name]
@@ -172,6 +253,12 @@ def open_runtime(bundle: Bundle, name: str = "auto", *, device: str = "cpu", thr
     except ImportError as error:
         advice = f"install it with: pip install 'lace-engine[{entry.extras[device]}]'"
         raise MissingRuntime(f"runtime {name!r} is not installed ({error}); {advice}") from error
+
+
+@cache
+def warn_slow(reason: str) -> None:
+    """Once: that the compiled field is not there, what it costs, and (in the reason) how to get it."""
+    log.warning("solving about 8 times slower than with the compiled field: %s", reason)
 
 
 class MissingRuntime(BackendError):

@@ -12,6 +12,7 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
+from engine.runtimes import Drawing
 
 if TYPE_CHECKING:
     from engine.cuda.driver import Block, Device
@@ -84,14 +85,15 @@ class Buffers:
         self.addresses = {name: block.address for name, block in self.blocks.items()}
 
 
-class Pictures:
-    """``Runtime.synthesize`` and ``pixels`` by a decoder, which is made at the first picture.
+class Pictures(Drawing):
+    """Pictures by a decoder on a GPU, which is made at the first one.
 
-    kernel   pixels_f32 of kernels/pixels.cuh, compiled, and the threads of its blocks; ``pixels`` needs it
+    kernel   pixels_f32 of kernels/pixels.cuh, compiled, and the threads of its blocks: then pictures are rounded there
     """
 
     def __init__(self, bundle: Bundle, device: "Device", make: Callable[["Device"], Decoder],
-                 kernel: tuple[Any, int] | None = None):
+                 kernel: tuple[Any, int] | None = None, *, name: str, version: str, precision: str):
+        self.name, self.version, self.precision = name, version, precision
         self.bundle, self.device, self.make, self.kernel = bundle, device, make, kernel
         # The decoder's memory serves one call at a time.
         self.lock = Lock()
@@ -105,17 +107,28 @@ class Pictures:
         """Device memory for the pixels of the largest call."""
         return self.device.allocate(self.decoder.rows[0] * math.prod(row_shapes(self.bundle)[IMAGE]))
 
+    def noise_inputs(self) -> dict[str, int]:
+        return noise_sides(self.bundle)
+
+    def on_device(self) -> "Pictures":
+        return self
+
+    def close(self) -> None:
+        self.device.close()
+
     def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
-        """See engine.runtimes.Runtime.synthesize."""
+        """See engine.runtimes.Drawing.synthesize."""
         images = np.empty((len(ws), *row_shapes(self.bundle)[IMAGE]), np.float32)
         self.decode(ws, noises, lambda part: self.device.download(images[part], self.decoder.addresses[IMAGE]))
         return images
 
     def pixels(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
-        """The same as 8-bit pictures (rows, R, R, channels), bit for bit engine.requests.to_pixels of ``synthesize``.
+        """Bit for bit ``to_pixels`` of ``synthesize``.
 
-        They are rounded on the device, which spares the host that work and three quarters of what it is sent.
+        With a kernel they are rounded on the device, which spares the host that work and three quarters of the copy.
         """
+        if self.kernel is None:
+            return super().pixels(ws, noises)
         channels, *sides = row_shapes(self.bundle)[IMAGE]
         pictures = np.empty((len(ws), *sides, channels), np.uint8)
 

@@ -14,25 +14,26 @@ from engine.flow import Flow
 from engine.native.library import CpuField, CpuNetwork, NotBuilt
 from engine.native.rows import SLOTS, Columns, CpuRows
 from engine.routing import Inputs
-from engine.runtimes import ALL, Linearise, MissingRuntime
-from engine.runtimes.onnxruntime import OnnxRuntime
+from engine.runtimes import ALL, Linearise, MissingRuntime, Runtime, Solving
+from engine.runtimes.onnxruntime import OnnxDrawing
 from engine.solvers import Solver
 from engine.solvers.compiled import numbers, packed
 from engine.solvers.gauss_newton import GaussNewton
+from engine.spaces import Space
 from engine.tape import by_tape
 
 # By precision: whether cotangents are bfloat16.
 PRECISIONS = {"fp32": False, "bf16-jacobian": True}
-# Rounds of rows that nobody watches: more than any row takes.
-TO_THE_END = 1 << 40
+# Rounds a call, times rows, of rows that nobody watches: more than most take, and an interrupt waits for no more.
+ROUNDS = 2048
 
 
 class NativeField:
     """See engine.runtimes.Field."""
 
-    def __init__(self, network: CpuNetwork, space: str):
-        self.field, self.in_w = CpuField(network), space == "w"
-        self.linearise: Linearise | None = None if self.in_w else self.run_linearise
+    def __init__(self, network: CpuNetwork, space: Space):
+        self.field, self.space = CpuField(network), space
+        self.linearise: Linearise | None = self.run_linearise if space.is_mapped else None
         # Of the solver and the batch that came last.
         self.solver: GaussNewton | None = None
         self.batch: Batch | None = None
@@ -48,11 +49,11 @@ class NativeField:
     def forward(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, Array],
                 some: Mapping[str, Array] = ALL):
         wanted = {name: (some.get(name), seeds) for name, seeds in heads.items()}
-        w, found, _ = self.field.forward(z, psi, label, wanted, is_w=self.in_w, slopes=True)
+        w, found, _ = self.field.forward(z, psi, label, wanted, is_w=not self.space.is_mapped, slopes=True)
         return w, found
 
     def pullback(self, cotangent: Array, rows: Array | None = None) -> Array:
-        if self.in_w:
+        if not self.space.is_mapped:
             return cotangent
         n, r, width = cotangent.shape
         pair_row = np.repeat(np.arange(n) if rows is None else rows, r)
@@ -61,7 +62,7 @@ class NativeField:
     def rows_of(self, batch: Batch, solver: GaussNewton, inputs: Inputs) -> CpuRows:
         """What takes the batch's rows along the flow."""
         if self.rows is None or self.solver != solver:
-            self.rows = CpuRows(self.field, columns_of(inputs), numbers(solver), is_w=self.in_w)
+            self.rows = CpuRows(self.field, columns_of(inputs), numbers(solver), is_w=not self.space.is_mapped)
             self.solver, self.batch = solver, None
         if self.batch is not batch:
             batch.hold_logits(inputs.count)
@@ -71,7 +72,7 @@ class NativeField:
 
 
 def columns_of(inputs: Inputs) -> Columns:
-    names = list(inputs.seeds)
+    names = list(inputs.combinations)
     first = np.array([inputs.spans[name].start for name in names])
     minus = np.where(inputs.minus == inputs.count, -1, inputs.minus)
     return Columns(names, first, inputs.count, inputs.head, inputs.plus, minus)
@@ -89,7 +90,7 @@ class NativeSteps:
             compiled.admit(rows[some].tolist(), flow.inputs.numbers(tape), packed(tape.program), tape.parameters)
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
-        self.rows_of(flow, batch).advance(rows, 1 if batch.is_watched else TO_THE_END)
+        self.rows_of(flow, batch).advance(rows, 1 if batch.is_watched else max(1, ROUNDS // len(rows)))
         batch.is_measured[rows[batch.status[rows] != RUNNING]] = True
 
     def rows_of(self, flow: Flow, batch: Batch) -> CpuRows:
@@ -97,38 +98,32 @@ class NativeSteps:
         return flow.field.rows_of(batch, self.solver, flow.inputs)
 
 
-class NativeRuntime:
-    name, device, precision = "native", "cpu", "fp32"
+class NativeSolving(Solving):
+    name, device = "native", "cpu"
     dtype = np.dtype(np.float32)
     # Each element of a product is summed in the same order whatever the number of rows; the tests check it.
     row_independent = True
 
     def __init__(self, bundle: Bundle, threads: int, precision: str):
         g, half = bundle.generator, PRECISIONS[precision]
-        heads = {name: head.space == "z" for name, head in bundle.heads.items()}
+        heads = {name: stack.space == "z" for name, stack in bundle.stacks.items()}
         try:
-            self.network = CpuNetwork(bundle.field, heads, g.z_dim, g.w_dim, threads=threads, half=half)
+            self.network = CpuNetwork(bundle.field, heads, g.z_dim, g.w_dim, threads=threads, half=half,
+                                      normalise=g.normalise)
         except NotBuilt as error:
             raise MissingRuntime(f"runtime 'native' is not there: {error}") from error
         except ValueError as error:
             raise BackendError(f"runtime 'native', precision {precision!r}: {error}") from error
-        self.slopes = "bf16" if half else "fp32"
-        self.pictures = OnnxRuntime(bundle, threads)
-        self.version = f"{__version__} ({self.network.variant}) with onnxruntime {OnnxRuntime.version}"
+        self.jacobian = "bf16" if half else "fp32"
+        self.version = f"{__version__} ({self.network.variant})"
 
     def solver(self, solver: Solver, capacity: int) -> Solver:
         """The default solver as it runs here; the others step by step."""
         return NativeSteps(solver) if type(solver) is GaussNewton else solver
 
-    def field(self, space: str = "z") -> NativeField:
+    def field(self, space: Space) -> NativeField:
         return NativeField(self.network, space)
 
-    def noise_inputs(self) -> dict[str, int]:
-        return self.pictures.noise_inputs()
 
-    def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
-        return self.pictures.synthesize(ws, noises)
-
-
-def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> NativeRuntime:
-    return NativeRuntime(bundle, threads, precision or "fp32")
+def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> Runtime:
+    return Runtime(name, NativeSolving(bundle, threads, precision or "fp32"), OnnxDrawing(bundle, threads))

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
-
 # Importing openvino reports to its makers over the network, from a process that it forks. Without this package it uses
 # a stub of its own instead.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -15,20 +13,19 @@ from numpy import ndarray as Array
 
 from engine.bundle import Bundle
 from engine.errors import BackendError
-from engine.runtimes import Field, MissingRuntime
-from engine.runtimes.native import NativeRuntime
-from engine.runtimes.onnxruntime import OnnxRuntime, decode
-from engine.solvers import Solver
+from engine.forks import abandon, remember
+from engine.runtimes import Drawing, MissingRuntime, Runtime, Solving, warn_slow
+from engine.runtimes.native import NativeSolving
+from engine.runtimes.onnxruntime import Graphs, OnnxSolving, decode
 
 # Without one of these instructions the plugin emulates bfloat16 on AVX-512, slower than float32.
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert"}
 
 
-class OpenVinoRuntime:
-    name, device = "openvino", "cpu"
-    dtype = np.dtype(np.float32)
-    # Pictures are decoded one by one; the field is another runtime's. The tests check it.
-    row_independent = True
+class OpenVinoDrawing(Drawing):
+    """Pictures one by one, in float32 or, where the processor has it, in bfloat16."""
+
+    name, version = "openvino", ov.__version__.partition("-")[0]
 
     def __init__(self, bundle: Bundle, threads: int, precision: str):
         half = precision != "fp32"
@@ -41,21 +38,27 @@ class OpenVinoRuntime:
                         "INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
         self.model: ov.CompiledModel | None = None
         self.idle: list[ov.InferRequest] = []
-        self.solving = solving(bundle, threads, precision)
-        self.slopes = self.solving.slopes
-        self.version = f"{ov.__version__.partition('-')[0]} with {self.solving.name} {self.solving.version}"
+        remember(self)
 
-    def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """One call of the synthesis, the only graph that is run here."""
+    def after_fork(self) -> None:
+        """A compiled model has threads of its own."""
+        abandon((self.core, self.model, self.idle))
+        self.core, self.lock, self.model, self.idle = ov.Core(), Lock(), None, []
+
+    def draw(self, feeds: Mapping[str, Array]) -> Array:
         model = self.compiled()
         # A request holds the memory of one call: threads that call at once need one each.
         try:
             request = self.idle.pop()
         except IndexError:
             request = model.create_infer_request()
-        answer = request.infer(dict(feeds), share_inputs=True)
+        try:
+            (image,) = request.infer(dict(feeds), share_inputs=True).values()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:400]
+            raise BackendError(f"openvino {self.version} cannot draw with {self.bundle.path}: {reason}") from error
         self.idle.append(request)
-        return {name: value for output, value in answer.items() for name in output.get_names()}
+        return image
 
     def compiled(self) -> ov.CompiledModel:
         """The synthesis, compiled at its first use."""
@@ -72,31 +75,27 @@ class OpenVinoRuntime:
             model.reshape({node.get_any_name(): [1, *list(node.get_partial_shape())[1:]] for node in model.inputs})
             return self.core.compile_model(model, "CPU", self.options)
         except RuntimeError as error:
-            raise BackendError(f"openvino {self.version} cannot open {path}: {error}") from error
-
-    def solver(self, solver: Solver, capacity: int) -> Solver:
-        return self.solving.solver(solver, capacity) if isinstance(self.solving, NativeRuntime) else solver
-
-    def field(self, space: str = "z") -> Field:
-        return self.solving.field(space)
+            reason = " ".join(str(error).split())[:400]
+            raise BackendError(f"openvino {self.version} cannot open {path}: {reason}") from error
 
     def noise_inputs(self) -> dict[str, int]:
         inputs = {node.get_any_name(): node.shape[-1] for node in self.compiled().inputs}
         return {name: side for name, side in inputs.items() if name != "ws"}
 
     def synthesize(self, ws: Array, noises: Mapping[str, Array] | None = None) -> Array:
-        return decode(self, ws, noises, rows=1)
+        return decode(self.bundle, self.draw, self.noise_inputs(), ws, noises, rows=1)
 
 
-def solving(bundle: Bundle, threads: int, precision: str) -> NativeRuntime | OnnxRuntime:
+def open_solving(bundle: Bundle, threads: int, precision: str) -> Solving:
     """What runs the field. Raises BackendError if only our own kernels can do it and they were not built."""
     is_half = precision == "bf16-jacobian"
     try:
-        return NativeRuntime(bundle, threads, precision if is_half else "fp32")
-    except MissingRuntime:
+        return NativeSolving(bundle, threads, precision if is_half else "fp32")
+    except MissingRuntime as error:
         if is_half:
             raise
-        return OnnxRuntime(bundle, threads)
+        warn_slow(str(error))
+        return OnnxSolving(Graphs(bundle, threads))
 
 
 def has_bf16(core: ov.Core) -> bool:
@@ -107,5 +106,7 @@ def has_bf16(core: ov.Core) -> bool:
     return not processor.exists() or not NATIVE_BF16.isdisjoint(processor.read_text().split())
 
 
-def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> OpenVinoRuntime:
-    return OpenVinoRuntime(bundle, threads, precision or "fp32")
+def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> Runtime:
+    precision = precision or "fp32"
+    drawing = OpenVinoDrawing(bundle, threads, precision)
+    return Runtime(name, open_solving(bundle, threads, precision), drawing)

@@ -1,7 +1,8 @@
 """Plans: the compiled synthesis of a bundle, and the cache that keeps them.
 
-Plans lie in the bundle's folder ``plans``. They are a cache: a bundle's content and hash do not depend on them, and
-they may be deleted at any time. The name of a file says all that the plan depends on, and how its content hashes::
+A plan holds code for a GPU. So only plans that were built here are opened: they lie in this user's cache folder, and a
+bundle, which may come from a stranger, brings none. A bundle's content and hash do not depend on them, and they may be
+deleted at any time. The name of a file says all that the plan depends on, and how its content hashes::
 
     synthesis.tensorrt_rtx-1.7.1.116.sm80+sm86+sm89+sm120.fp16.rows1-4-8.{of the ONNX file}.{of the plan}.plan
 
@@ -10,6 +11,7 @@ So a plan of another GPU, version or graph is not found, and a damaged one is re
 
 import contextlib
 import logging
+import os
 from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FOLDER = "plans"
 THIS_GPU = "gpu"
 
 
@@ -85,11 +86,11 @@ def installed() -> list[str]:
 
 
 def build_ahead(bundle: Bundle, targets: Sequence[tuple[str, str]]) -> list[Path]:
-    """Put the plans for ``resolve``'s targets into the bundle's cache, unless they are there; returns their files."""
+    """Put the plans for ``resolve``'s targets into the cache, unless they are there; returns their files."""
     plans = [plan_of(bundle, library, name) for library, name in targets]
     for plan in plans:
         obtain(bundle, plan)
-    return [path for plan in plans for path in files(bundle, plan)]
+    return [path for plan in plans for path in files(plan)]
 
 
 # --- the cache -----------------------------------------------------------------------------------------------------
@@ -101,26 +102,35 @@ def obtain(bundle: Bundle, plan: Plan, *, anew: bool = False) -> bytes:
     anew   remove what is in the cache, because the library no longer takes it
     """
     if anew:
-        for path in files(bundle, plan):
+        for path in files(plan):
             remove(path)
-    content = None if anew else find(bundle, plan)
+    content = None if anew else find(plan)
     if content is None:
         about = LIBRARIES[plan.library]
         # A second with TensorRT-RTX; TensorRT tries out kernels on the GPU, which takes minutes.
         level = logging.INFO if about.is_portable else logging.WARNING
         log.log(level, "%s %s builds a plan for %s, once", about.title, plan.version, plan.target)
         content = build(plan, bundle.graph("synthesis"))
-        keep(bundle, plan, content)
+        keep(plan, content)
     return content
 
 
-def files(bundle: Bundle, plan: Plan) -> list[Path]:
-    return sorted((bundle.path / FOLDER).glob(f"{escape(plan.stem)}.*.plan"))
+def folder() -> Path:
+    """$LACE_PLANS, a folder of plans that the user trusts; or $LACE_CACHE/plans; or lace/plans in the user's cache."""
+    if chosen := os.environ.get("LACE_PLANS"):
+        return Path(chosen)
+    base = os.environ.get("LACE_CACHE")
+    root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lace"
+    return root / "plans"
 
 
-def find(bundle: Bundle, plan: Plan) -> bytes | None:
+def files(plan: Plan) -> list[Path]:
+    return sorted(folder().glob(f"{escape(plan.stem)}.*.plan"))
+
+
+def find(plan: Plan) -> bytes | None:
     """The plan as it was written; damaged files are removed."""
-    for path in files(bundle, plan):
+    for path in files(plan):
         content = path.read_bytes()
         if path.name == plan.file(content):
             return content
@@ -129,11 +139,11 @@ def find(bundle: Bundle, plan: Plan) -> bytes | None:
     return None
 
 
-def keep(bundle: Bundle, plan: Plan, content: bytes) -> None:
-    """A bundle may lie where we cannot write; then its plans are built in every process."""
-    path = bundle.path / FOLDER / plan.file(content)
+def keep(plan: Plan, content: bytes) -> None:
+    """Where the cache cannot be written, plans are built in every process."""
+    path = folder() / plan.file(content)
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
         log.warning("the plan cannot be kept in %s (%s): it will be built again", path.parent, error)

@@ -15,7 +15,7 @@ from engine.folders import write_atomically
 from engine.runtimes import Runtime
 from engine.runtimes.compiling import LIBRARIES, capability, load
 from engine.runtimes.decoding import IMAGE, ROWS, Buffers, pictures_in, sizes
-from engine.runtimes.plans import FOLDER, obtain, plan_of, target_on
+from engine.runtimes.plans import folder, obtain, plan_of, target_on
 
 if TYPE_CHECKING:
     from engine.cuda.driver import Device
@@ -124,7 +124,7 @@ class TensorRtDecoder:
 
     @property
     def kernels(self) -> Path:
-        return self.bundle.path / FOLDER / f"{self.plan.stem}.{self.gpu}.kernels"
+        return folder() / f"{self.plan.stem}.{self.gpu}.kernels"
 
     def keep_kernels(self) -> None:
         try:
@@ -147,4 +147,4 @@ def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precisi
         return TensorRtDecoder(bundle, name, gpu, precision=pictures_in(bundle, precision))
 
     return cuda.open_bundle(bundle, name=name, device=device, threads=threads, precision=precision, decoder=decoder,
-                            version=trt.__version__)
+                            drawer=name, version=trt.__version__)

@@ -7,7 +7,7 @@ A solver is a frozen record of its settings with two functions:
 
 A runtime's own way to run a solver may take more steps a call, unless ``batch.is_watched``.
 
-Rows are in lockstep only in that they share calls of the field; time, step, error and fate are a row's own.
+Rows share calls of the field and nothing else: each has its own time, step size, error and status.
 """
 
 from dataclasses import fields
@@ -42,7 +42,7 @@ SOLVERS = {
 def make_solver(name: str | Solver, **settings) -> Solver:
     """The solver ``name`` with the settings that are not None, or a solver as it is.
 
-    Raises SolveError on a name or setting it lacks.
+    Raises SolveError for a name or a setting that does not exist.
     """
     if not isinstance(name, str):
         if any(value is not None for value in settings.values()):
@@ -59,10 +59,15 @@ def make_solver(name: str | Solver, **settings) -> Solver:
     return kind(**fixed, **given)
 
 
-def described(solver: Solver) -> str:
-    """A solver's name and its settings."""
+def name_and_settings(solver: Solver) -> tuple[str, dict]:
+    """What ``make_solver`` makes an equal solver of; of a record of another kind, its class's name."""
     values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
     tableau = values.pop("tableau", None)
     kinds = {kind: name for name, (kind, fixed) in SOLVERS.items() if not fixed}
-    name = kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name
+    return kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name, values
+
+
+def describe(solver: Solver) -> str:
+    """A solver's name and its settings."""
+    name, values = name_and_settings(solver)
     return f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"

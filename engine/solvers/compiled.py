@@ -1,4 +1,4 @@
-"""What compiled code is told of solvers and tapes: the structs of kernels/layout.cuh."""
+"""Solvers and tapes as compiled code reads them: the fields of the structs of kernels/layout.cuh."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -12,7 +12,7 @@ from engine.solvers import control, gauss_newton, runge_kutta
 from engine.solvers.gauss_newton import GaussNewton
 from engine.solvers.runge_kutta import RungeKutta
 
-# A tape's program as integers. A service whose conditions are always new gains nothing by more of them.
+# A tape's program as integers. A larger cache gains nothing in a service whose conditions are always new.
 packed = lru_cache(maxsize=64)(pack)
 
 

@@ -28,7 +28,7 @@ def first_step(z: Array, velocity: Array, rtol: float, atol: float, *, fraction:
     """A first step that moves by ``fraction`` of |z|, both in the units of the tolerance; at most 0.3."""
     zero = np.zeros_like(z)
     distance, speed = error_norm(z, z, zero, rtol, atol), error_norm(velocity, z, zero, rtol, atol)
-    # Both may overflow; what is not a number is no reason against 0.3.
+    # Both may overflow; where their quotient is not a number, the step is 0.3.
     return np.fmin(fraction * np.maximum(distance, 1.0) / np.maximum(speed, 1e-6), 0.3)
 
 

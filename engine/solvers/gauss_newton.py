@@ -3,23 +3,24 @@
 Near z the flow is ``dz/dtau = F + A (x - z)`` with A = -(J^T C J + lambda I): J the logits' Jacobian, C the
 curvature of -log p in the logits, lambda for ``near``. A has the rank of the few logits that a condition
 reads, and holds all the stiffness, so that the linear flow is solved with an r x r system where an explicit
-method has to crawl. The exponential's phi function is replaced by the rational one of the two-stage L-stable
+method needs many small steps. The exponential's phi function is replaced by the rational one of the two-stage L-stable
 method with gamma = 1 - 1/sqrt(2):
 
     S = (I - gamma h A)^-1,   trial = z + h (gamma S + (1 - gamma) S^2) F,   d = trial - z
 
 and F(trial), J(trial) become the next step's start. Two errors are controlled: that of the linearisation,
 ``h/2 S^2 (F(trial) - F - A d)``, and that of the rational function, by a polynomial in S of third order. They are
-measured against the way that the row has come, because that is what an error at its end is worth: a face that has
-moved far may be off by more than one that was nearly there at the start.
+measured against the distance that the row has moved from its start: a face that has moved far may be off by more than
+one that was nearly there.
 
-The budget. Where networks have many kinks, a row crawls along them with short steps to the end of the flow. So
+The budget. Where networks have many kinks, a row takes short steps along them until the end of the flow. So
 ``max_evaluations`` bounds its cost:
 
-- The clock of a row whose steps are too short to arrive runs ahead of it ("forced"). Its steps are lengthened as far
-  as log p does not fall, which it never does along the flow; where it would fall, time passes and the row stays.
-- In the second half of the budget each step starts from the mean of the slopes here and those of the step before. A
-  row that zigzags across a kink then slides along it, as the flow does.
+- A row whose steps are too short to reach the end is forced: its clock runs ahead of its state, and its steps are
+  lengthened as far as log p does not fall (along the exact flow it never falls). Where it would fall, the clock
+  advances and the row stays where it is.
+- In the second half of the budget each step uses the mean of the Jacobian here and that of the step before. A row that
+  zigzags across a kink then slides along it, as the flow does.
 
 Hochbruck and Ostermann, "Exponential integrators", Acta Numerica 2010; Hairer and Wanner, "Solving Ordinary
 Differential Equations II", IV.7 (the L-stable method).
@@ -76,7 +77,7 @@ def fixed_clock(done: Array, count: int) -> Array:
 
 @dataclass(slots=True)
 class Trial:
-    """Steps of n rows that are not judged yet.
+    """Proposed steps of n rows, before they are accepted or rejected.
 
     z (n, width)           where they lead
     h, passes (n,)         how long they are, and how far the clock goes with them
@@ -94,7 +95,7 @@ class Trial:
 
 
 def is_finite(point: Point) -> Array:
-    """Whether a row can go on from where it is (n,)."""
+    """Whether a row can continue from here (n,)."""
     return np.isfinite(point.logp) & np.isfinite(point.gradient).all(axis=1)
 
 
@@ -123,14 +124,14 @@ class GaussNewton:
             raise SolveError("gauss-newton needs max_evaluations >= 3 and steps >= 1")
 
     def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
-        """Only room: ``step`` evaluates the start of new rows in the same call as the trials of the others."""
+        """Only allocates: ``step`` evaluates the start of new rows in the same call as the trials of the others."""
         batch.hold_linear(rows)
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         if self.steps is not None:
             return self.march(flow, batch, rows, self.steps)
         is_new = batch.evaluations[rows] == 0
-        new = np.count_nonzero(is_new)  # one of numpy's few fast questions
+        new = np.count_nonzero(is_new)  # several times faster than any()
         if not new:
             trial = self.propose(batch, rows)
             point = flow.evaluate(batch, rows, trial.z, linear=True)
@@ -146,7 +147,7 @@ class GaussNewton:
             self.decide(batch, trial, point, self.error(batch, trial, point))
 
     def march(self, flow: Flow, batch: Batch, rows: Array, steps: int) -> None:
-        """One of so many fixed steps, to where the linear flow leads. Nothing is judged there, or computed."""
+        """Take one of ``steps`` fixed steps, without error estimate and without an evaluation at its end."""
         part = batch.part(rows)
         z, clock = batch.z[part], fixed_clock(batch.steps[part] + 1, steps)
         point, h = flow.evaluate(batch, rows, z, linear=True), clock - batch.clock[part]
@@ -160,7 +161,7 @@ class GaussNewton:
             part = batch.part(rows)
         batch.z[part], batch.clock[part], batch.is_measured[part] = z + moved, clock, False
         batch.steps[part] += 1
-        # At the end only w, the logits and log p are wanted: who takes the row out measures it, its last evaluation.
+        # At the end only w, the logits and log p are needed. The caller measures them: the row's last evaluation.
         ended = rows[batch.steps[part] == steps]
         batch.evaluations[ended] += 1
         batch.status[ended] = DONE
@@ -172,7 +173,7 @@ class GaussNewton:
         batch.status[rows[~is_finite(point)]] = NONFINITE
 
     def propose(self, batch: Batch, rows: Array) -> Trial:
-        """Where the rows' steps lead, with the error of the rational function as yet."""
+        """Propose a step for each row, with the error of the rational function only."""
         part = batch.part(rows)
         columns = batch.columns[part]
         r = columns.max()
@@ -195,17 +196,19 @@ class GaussNewton:
         return np.maximum(wanted, np.minimum(floor, batch.reach[part])), np.maximum(wanted, floor)
 
     def error(self, batch: Batch, trial: Trial, point: Point) -> Array:
-        """Of the trials, in units of what the way from the rows' starts allows (n,)."""
+        """Error of each trial, in units of the tolerance at its distance from the start (n,)."""
         bend = trial.linear.twice(trial.h[:, None].astype(trial.z.dtype) * point.gradient, trial.expected)
         way = root_mean_square(trial.z - batch.origin[batch.part(trial.rows)])
-        return np.maximum(trial.doubt, 0.5 * root_mean_square(bend)) / (self.atol + self.rtol * way)
+        scale = self.atol + self.rtol * way
+        # An infinite scale would make any error zero.
+        return np.where(scale < np.inf, np.maximum(trial.doubt, 0.5 * root_mean_square(bend)) / scale, np.inf)
 
     def decide(self, batch: Batch, trial: Trial, point: Point, error: Array) -> None:
         """Accept or reject each row's trial, set its next step and status."""
         rows, part, h = trial.rows, batch.part(trial.rows), trial.h
         finite = np.isfinite(error + point.logp)
         batch.evaluations[part] += 1
-        # The last evaluation of the budget is taken as it comes: there is none left to try again with.
+        # The last evaluation of the budget is accepted without a retry: no evaluation is left for one.
         forced = (trial.passes > batch.step[part]) | (batch.evaluations[part] >= self.max_evaluations)
         accepted = finite & ((error <= 1) | (forced & (point.logp >= batch.logp[part])))
         factor = SAFETY * np.maximum(np.where(finite, error, np.inf), 1e-10) ** -EXPONENT

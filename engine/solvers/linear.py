@@ -18,9 +18,9 @@ class Linear:
     a F + J^T (y - pull s), where s is what J sees of the result, inverse^T J x. So only ``project`` and ``expand``
     touch vectors of d numbers.
 
-    A row's bits do not depend on r, in which its neighbours have a part: sums over columns go column by column, by
-    einsum, so that zeros behind them change nothing (a product of matrices has orders of its own); and the inverse is
-    taken in a size that the row's own columns decide.
+    A row's bits do not depend on r, which its neighbours influence: einsum sums column by column, so that zeros behind
+    a row's columns change nothing (a matrix product may sum in another order), and the size of the inverse depends on
+    the row's own columns only.
     """
 
     def __init__(self, jacobian: Array, gradient: Array, curvature: Array, shift: Array, c: Array, columns: Array):
@@ -46,7 +46,7 @@ class Linear:
         return short
 
     def twice(self, x: Array, less: Array) -> Array:
-        """S^2 x (n, d), less what is given as (a, y), (n, 1 + r)."""
+        """S^2 x (n, d) minus the vector ``less``, which is given as (a, y), (n, 1 + r)."""
         square = self.scale * self.scale
         once = np.einsum("nji,nj->ni", self.inverse, self.project(x))
         seen = once + np.einsum("nji,nj->ni", self.inverse, once)

@@ -62,30 +62,30 @@ class RungeKutta:
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         # End point: the last step is shortened so that it lands on the end exactly. torchdiffeq steps past it
-        # and interpolates back; clipping costs at most one step and frees every tableau from an interpolant.
+        # and interpolates back; clipping costs at most one step, and no tableau needs an interpolant.
         left = CLOCKS[self.clock][0] - batch.clock[rows]
         h = np.minimum(batch.step[rows], left)
-        slopes, end = self.stages(flow, batch, rows, h)
+        derivatives, end = self.stages(flow, batch, rows, h)
         z = batch.z[rows]
         step = h[:, None].astype(batch.dtype)
-        trial = z + step * combine(self.tableau.b, slopes)
+        trial = z + step * combine(self.tableau.b, derivatives)
         error = np.zeros(len(rows))
         if self.fixed_steps is None and self.tableau.error is not None:
-            error = error_norm(step * combine(self.tableau.error, slopes), z, trial, self.rtol, self.atol)
+            error = error_norm(step * combine(self.tableau.error, derivatives), z, trial, self.rtol, self.atol)
         self.decide(flow, batch, rows, trial, h, error, end)
 
     def stages(self, flow: Flow, batch: Batch, rows: Array, h: Array) -> tuple[list[Array], Array | None]:
-        """The slope of every stage; and, for first-same-as-last methods, grad log p at the step's end."""
+        """The derivative at every stage; and, for first-same-as-last methods, grad log p at the step's end."""
         rate, tableau = CLOCKS[self.clock][1], self.tableau
         z, clock, step = batch.z[rows], batch.clock[rows], h[:, None].astype(batch.dtype)
         gradient = batch.gradient[rows]
-        slopes = [gradient * rate(clock)[:, None].astype(batch.dtype)]
+        derivatives = [gradient * rate(clock)[:, None].astype(batch.dtype)]
         for a, c in zip(tableau.a, tableau.c[1:], strict=True):
-            point = flow.evaluate(batch, rows, z + step * combine(a, slopes), linear=False)
+            point = flow.evaluate(batch, rows, z + step * combine(a, derivatives), linear=False)
             batch.evaluations[rows] += 1
             gradient = point.gradient
-            slopes.append(gradient * rate(clock + c * h)[:, None].astype(batch.dtype))
-        return slopes, gradient if tableau.is_fsal else None
+            derivatives.append(gradient * rate(clock + c * h)[:, None].astype(batch.dtype))
+        return derivatives, gradient if tableau.is_fsal else None
 
     def decide(self, flow: Flow, batch: Batch, rows: Array, trial: Array, h: Array, error: Array,
                end: Array | None) -> None:
@@ -118,10 +118,10 @@ class RungeKutta:
             batch.gradient[going], batch.logp[going] = point.gradient, point.logp
 
 
-def combine(weights: tuple[float, ...], slopes: list[Array]) -> Array:
+def combine(weights: tuple[float, ...], derivatives: list[Array]) -> Array:
     """Sum of weight_j slope_j over the stages, (n, d)."""
-    total = np.zeros_like(slopes[0])
-    for weight, slope in zip(weights, slopes, strict=True):
+    total = np.zeros_like(derivatives[0])
+    for weight, derivative in zip(weights, derivatives, strict=True):
         if weight:
-            total += slope.dtype.type(weight) * slope
+            total += derivative.dtype.type(weight) * derivative
     return total

@@ -25,11 +25,11 @@ def draw(batch: Batch, rows: Array, stream: Array) -> Array:
 
 
 def score(flow: Flow, batch: Batch, rows: Array, z: Array) -> Array:
-    """grad of log p(c|z) - |z|^2 / 2."""
+    """grad of log p(c|z) + log p(z), of the flow's prior."""
     point = flow.evaluate(batch, rows, z, linear=False)
     batch.evaluations[rows] += 1
     batch.logp[rows] = point.logp
-    return point.gradient - z
+    return point.gradient + flow.prior.score(z)
 
 
 def advance(batch: Batch, rows: Array, z: Array, steps: int) -> None:
@@ -94,8 +94,8 @@ class PredictorCorrector:
         drift = (2 - np.sqrt(1 - rate)) * z + rate * score(flow, batch, rows, z)
         z = drift + np.sqrt(rate) * draw(batch, rows, stream)
         for k in range(self.corrections):
-            slope, eps = score(flow, batch, rows, z), draw(batch, rows, stream + 1 + k)
-            ratio = np.linalg.norm(eps, axis=1) / np.maximum(np.linalg.norm(slope, axis=1), 1e-12)
+            gradient, eps = score(flow, batch, rows, z), draw(batch, rows, stream + 1 + k)
+            ratio = np.linalg.norm(eps, axis=1) / np.maximum(np.linalg.norm(gradient, axis=1), 1e-12)
             h = (2 * (1 - rate[:, 0]) * (self.snr * ratio) ** 2)[:, None].astype(batch.dtype)
-            z = z + h * slope + np.sqrt(2 * h) * eps
+            z = z + h * gradient + np.sqrt(2 * h) * eps
         advance(batch, rows, z, self.steps)

@@ -12,7 +12,7 @@ class Facts:
     """What is known of a generator without its weights.
 
     architecture   'stylegan2-skip', 'stylegan2-resnet', 'stylegan2-orig', 'stylegan3-t' or 'stylegan3-r'
-    source         the kind of file: 'nvidia', 'tensorflow', 'rosinality' or 'lace-train'
+    source         the kind of file: 'nvidia', 'tensorflow', 'rosinality', 'basicsr' or 'lace-train'
     num_fp16_res   how many of the highest resolutions were trained in float16
     conv_clamp     the bound on activations that the network was trained with, None without
     """
@@ -32,8 +32,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A generator taken apart: mapping (z -> w) and synthesis (ws -> picture), in evaluation mode."""
+    """A generator taken apart: mapping (z -> w) and synthesis (ws -> picture), in evaluation mode.
+
+    ``remarks``: sentences for the user on what the file did not say and what was left out.
+    """
 
     mapping: "nn.Module"
     synthesis: "nn.Module"
     facts: Facts
+    remarks: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""rosinality's stylegan2-pytorch: a dict of state_dicts, without any configuration -> Parts.
+"""rosinality's stylegan2-pytorch: a state_dict, without any configuration -> Parts.
 
 Its conventions look different and are equal in effect: the up-convolution's weight is stored unflipped, and the
 factor 1/sqrt(fan_in) that it applies before the demodulation cancels there up to the epsilon.
@@ -9,13 +9,12 @@ from collections.abc import Mapping as Dict
 from typing import Any
 
 import numpy as np
-import torch
 
 from engine.errors import CheckpointError
 from exporter.generators import Parts
-from exporter.generators.state import stylegan2_parts
+from exporter.generators.state import named_list, stylegan2_parts
+from exporter.passive import is_a, shown
 
-CENTRE_SAMPLES, CENTRE_SEED, CHUNK = 50_000, 0, 5_000
 SUFFIXES = {
     "conv.weight": "weight",
     "conv.modulation.weight": "affine.weight",
@@ -26,60 +25,36 @@ SUFFIXES = {
 PICTURE_SUFFIXES = {key: SUFFIXES[key] for key in list(SUFFIXES)[:3]} | {"bias": "bias"}
 
 
-def is_rosinality(content: object) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("g_ema"), dict)
-
-
-def from_rosinality(content: Dict[str, Any]) -> Parts:
-    """``content``: g_ema (state_dict), latent_avg (w,) or nothing; further entries are ignored."""
-    state = content["g_ema"]
-    if any(type(key) is not str for key in state):
-        raise CheckpointError("g_ema has keys that are not text: it is no state_dict")
+def from_state(
+    state: Dict[str, np.ndarray], centre: Any = None, remarks: tuple[str, ...] = (), *, source: str = "rosinality"
+) -> Parts:
+    """``state``: ``style.1.weight``, ``input.input``, ...;  ``centre``: latent_avg (w,) or (n, w), None without."""
     if any({"iwt", "dwt"} & set(key.split(".")) for key in state):
         raise CheckpointError("this generator was trained with --arch swagan, which is not supported; use stylegan2")
-    wrong = [key for key, value in state.items() if not isinstance(value, np.ndarray)]
-    if wrong:
-        raise CheckpointError(f"the entry {wrong[0]!r:.60} of g_ema is not a tensor")
-    arrays: dict[str, np.ndarray] = {}
-    unknown = []
-    for key, value in state.items():
-        renamed = rename(key)
-        if renamed is None:
-            unknown.append(key)
-        elif renamed:
-            arrays[renamed] = reshape(renamed, value)
+    renamed = {key: rename(key) for key in state}
+    unknown = [key for key, name in renamed.items() if name is None]
     if unknown:
         raise CheckpointError(
-            f"g_ema has the unknown tensor {unknown[0]!r:.80} (and {len(unknown) - 1} more): "
-            f"expected the generator of rosinality/stylegan2-pytorch"
+            f"the generator has tensors that are unknown here: {named_list(unknown)}; expected those of "
+            f"rosinality/stylegan2-pytorch"
         )
-    return finish(arrays, content.get("latent_avg"))
-
-
-def finish(arrays: dict[str, np.ndarray], centre: Any) -> Parts:
-    last = max((int(m[1]) for name in arrays if (m := re.fullmatch(r"mapping\.fc(\d+)\.bias", name))), default=-1)
-    if last < 0:
-        raise CheckpointError("g_ema has no mapping network (style.1.weight and so on)")
-    if isinstance(centre, np.ndarray):
-        return stylegan2_parts({**arrays, "mapping.w_avg": centre.reshape(-1)}, source="rosinality")
+    arrays = {name: reshape(name, state[key]) for key, name in renamed.items() if name}
     if centre is not None:
-        raise CheckpointError(f"latent_avg is a {type(centre).__name__}; expected a tensor of w_dim numbers")
-    stand_in = np.zeros_like(arrays[f"mapping.fc{last}.bias"])
-    parts = stylegan2_parts({**arrays, "mapping.w_avg": stand_in}, source="rosinality")
-    centre = parts.mapping.get_buffer("w_avg")
-    centre.copy_(sampled_centre(parts.mapping))
-    return parts
+        arrays["mapping.w_avg"], remark = read_centre(centre)
+        remarks += remark
+    return stylegan2_parts(arrays, source=source, remarks=remarks)
 
 
-def sampled_centre(mapping: Any) -> torch.Tensor:
-    """The mean of w over many z, for files that do not store it."""
-    rng = np.random.default_rng(CENTRE_SEED)
-    total = torch.zeros(mapping.w_dim, dtype=torch.float64)
-    with torch.no_grad():
-        for _ in range(0, CENTRE_SAMPLES, CHUNK):
-            z = torch.from_numpy(rng.standard_normal((CHUNK, mapping.z_dim), dtype=np.float32))
-            total += mapping(z).sum(dim=0, dtype=torch.float64)
-    return (total / CENTRE_SAMPLES).float()
+def read_centre(centre: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """latent_avg as (w,). Encoders store it once for each style layer; a remark where these differ."""
+    if not is_a(centre, np.ndarray):
+        raise CheckpointError(f"latent_avg is {shown(centre)}; expected a tensor of w_dim numbers")
+    if not (centre.ndim in (1, 2) and centre.size):
+        raise CheckpointError(f"latent_avg has the shape {centre.shape}; expected (w_dim,), or a row for each layer")
+    rows = centre.reshape(-1, centre.shape[-1]).astype(np.float64)
+    if np.ptp(rows, axis=0).max() <= 1e-5 * np.abs(rows).max():
+        return rows[0], ()
+    return rows.mean(axis=0), ("latent_avg differs from layer to layer: the centre of truncation is its mean",)
 
 
 def rename(key: str) -> str | None:

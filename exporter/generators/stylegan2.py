@@ -50,20 +50,22 @@ class Dense(nn.Module):
 class Mapping(nn.Module):
     """z (rows, z_dim), label index (rows,) -> w (rows, w_dim), before truncation.
 
-    With ``c_dim`` classes the normalised embedding of the label is appended to the normalised z.
+    With ``c_dim`` classes the normalised embedding of the label, ``embedded`` wide, is appended to the normalised z.
+    All layers but the last give ``hidden`` numbers. Both are w_dim unless given.
     """
 
     w_avg: Tensor
 
-    def __init__(self, z_dim: int, w_dim: int, *, c_dim: int = 0, num_layers: int = 8, lr_multiplier: float = 0.01):
+    def __init__(self, z_dim: int, w_dim: int, *, c_dim: int = 0, num_layers: int = 8, lr_multiplier: float = 0.01,
+                 hidden: int | None = None, embedded: int | None = None):
         super().__init__()
         self.z_dim, self.w_dim, self.c_dim, self.num_layers = z_dim, w_dim, c_dim, num_layers
+        embedded = (embedded or w_dim) if c_dim else 0
         if c_dim:
-            self.embed = Dense(c_dim, w_dim)
-        n_in = z_dim + (w_dim if c_dim else 0)
+            self.embed = Dense(c_dim, embedded)
+        widths = [z_dim + embedded, *[hidden or w_dim] * (num_layers - 1), w_dim]
         for i in range(num_layers):
-            layer = Dense(n_in if i == 0 else w_dim, w_dim, lr_multiplier=lr_multiplier)
-            setattr(self, f"fc{i}", layer)
+            setattr(self, f"fc{i}", Dense(widths[i], widths[i + 1], lr_multiplier=lr_multiplier))
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     @property

@@ -9,27 +9,16 @@ Karras et al., "Alias-Free Generative Adversarial Networks", NeurIPS 2021.
 """
 
 import math
-from dataclasses import replace
-from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.errors import CheckpointError
-from exporter.generators import Facts, Parts
-from exporter.generators.nvidia import child, children, named_arrays
 from exporter.generators.resampling import Edges, downsample, extend, split_padding, unused_inputs, upsample
-from exporter.generators.state import build_mapping, named_list
-from exporter.generators.stylegan2 import LOWERINGS, SQRT2, Dense, Mapping, second_moment
+from exporter.generators.stylegan2 import LOWERINGS, SQRT2, Dense, second_moment
 from exporter.generators.stylegan3_design import InputSpec, LayerSpec, Plan, design
-from exporter.passive import Module
 
-__all__ = ["FilteredLayer", "FourierInput", "InputSpec", "LayerSpec", "Plan", "Synthesis3", "design", "from_nvidia"]
-
-M = TypeVar("M", bound=nn.Module)
-MAX_SIZE, MAX_FACTOR = 16384, 16
+__all__ = ["FilteredLayer", "FourierInput", "InputSpec", "LayerSpec", "Plan", "Synthesis3", "design"]
 
 
 class FourierInput(nn.Module):
@@ -207,146 +196,3 @@ class Synthesis3(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x, ws[:, i + 1])
         return x.to(torch.float32) * self.output_scale
-
-
-# Reading a checkpoint. ``record`` is the passive form of a pickled module. Channels come from the shapes of the
-# tensors, which the unpickler has checked against the bytes; every other number is checked here before it is used.
-
-
-def from_nvidia(record: Module) -> Parts:
-    """The generator of a StyleGAN3 pickle."""
-    mapping = read_mapping(child(record, "mapping"))
-    synthesis = read_synthesis(child(record, "synthesis"))
-    if mapping.w_dim != synthesis.w_dim:
-        raise CheckpointError("mapping and synthesis of this file disagree on w_dim: the file is damaged")
-    layers = [child(child(record, "synthesis"), name) for name in synthesis.layer_names]
-    low = [_number(layer, "out_sampling_rate") for layer in layers if layer.state.get("use_fp16")]
-    radial = any(f is not None and f.ndim == 2 for f in (spec.down_filter for spec in synthesis.plan.layers))
-    facts = Facts(
-        name=f"stylegan3-{synthesis.resolution}",
-        architecture="stylegan3-r" if radial else "stylegan3-t",
-        z_dim=mapping.z_dim,
-        w_dim=mapping.w_dim,
-        c_dim=mapping.c_dim,
-        num_ws=synthesis.num_ws,
-        resolution=synthesis.resolution,
-        img_channels=synthesis.img_channels,
-        source="nvidia",
-        num_fp16_res=1 + round(math.log2(synthesis.resolution / min(low))) if low else 0,
-        conv_clamp=synthesis.layers[0].conv_clamp,
-    )
-    return Parts(mapping, synthesis, facts)
-
-
-def read_mapping(record: Module) -> Mapping:
-    # The learning-rate multiplier is stored as the gain of the bias.
-    multiplier = _number(child(record, "fc0"), "bias_gain")
-    return _load(build_mapping(named_arrays(record, "mapping."), multiplier), record)
-
-
-def read_synthesis(record: Module) -> Synthesis3:
-    names = [name for name in children(record) if name != "input"]
-    layers = [_read_layer(name, child(record, name)) for name in names]
-    rates = [_number(child(record, name), "out_sampling_rate") for name in names]
-    if not layers or not layers[-1].is_torgb or any(layer.is_torgb for layer in layers[:-1]):
-        raise CheckpointError(f"expected layers that end with one that makes the picture; the file has: {names}")
-    if not any(layer.use_fp16 for layer in layers):
-        # Trained in float32 throughout: the rule that the reference applies to its top four octaves.
-        layers = [replace(spec, use_fp16=16 * rate > rates[-1]) for spec, rate in zip(layers, rates, strict=True)]
-    source = child(record, "input")
-    first = InputSpec(
-        channels=_weight(source, 2).shape[0],
-        size=_square(source, "size"),
-        sampling_rate=_number(source, "sampling_rate"),
-        bandwidth=_number(source, "bandwidth"),
-    )
-    sizes = [first.size] + [spec.out_size for spec in layers]
-    for spec, size in zip(layers, sizes, strict=False):
-        if spec.in_size != size or set(filtered_sizes(spec)) != {spec.out_size}:
-            raise CheckpointError(f"layer {spec.name}: sizes, padding and filters do not fit: the file is damaged")
-    w_dim = _weight(child(source, "affine"), 2).shape[1]
-    return _load(Synthesis3(Plan(w_dim, first, tuple(layers), _number(record, "output_scale"))), record)
-
-
-def filtered_sizes(spec: LayerSpec) -> tuple[int, int]:
-    """The width and height that a layer's padding, filters and factors lead to."""
-    taps = sum(0 if f is None else f.shape[0] - 1 for f in (spec.up_filter, spec.down_filter))
-    inserted = (spec.in_size + spec.kernel - 1) * spec.up - taps
-    left, right, top, bottom = spec.padding
-    return -(-(inserted + left + right) // spec.down), -(-(inserted + top + bottom) // spec.down)
-
-
-def _read_layer(name: str, record: Module) -> LayerSpec:
-    n_out, n_in, kernel, _ = _weight(record, 4).shape
-    clamp, padding = record.state.get("conv_clamp"), record.state.get("padding")
-    if not isinstance(padding, (list, tuple)) or len(padding) != 4 or not all(isinstance(p, int) for p in padding):
-        raise CheckpointError(f"layer {name} has the padding {padding!r:.60}; expected four integers")
-    arrays = named_arrays(record)
-    spec = LayerSpec(
-        name=name,
-        n_in=n_in,
-        n_out=n_out,
-        in_size=_square(record, "in_size"),
-        out_size=_square(record, "out_size"),
-        kernel=kernel,
-        up=int(_number(record, "up_factor")),
-        down=int(_number(record, "down_factor")),
-        padding=(padding[0], padding[1], padding[2], padding[3]),
-        up_filter=arrays.get("up_filter"),
-        down_filter=arrays.get("down_filter"),
-        is_torgb=bool(record.state.get("is_torgb")),
-        use_fp16=bool(record.state.get("use_fp16")),
-        conv_clamp=None if clamp is None else _number(record, "conv_clamp"),
-    )
-    _check_filters(spec)
-    return spec
-
-
-def _check_filters(spec: LayerSpec) -> None:
-    filters = spec.up_filter is not None or spec.down_filter is not None
-    if spec.is_torgb and (filters or (spec.up, spec.down) != (1, 1)):
-        raise CheckpointError(f"layer {spec.name} makes the picture and resamples; expected a plain convolution")
-    if spec.up_filter is not None and spec.up_filter.ndim != 1:
-        raise CheckpointError(f"layer {spec.name} has a {spec.up_filter.ndim}-D up filter; expected a separable one")
-    down = spec.down_filter
-    if down is not None and (down.ndim not in (1, 2) or len(set(down.shape)) != 1):
-        raise CheckpointError(f"layer {spec.name} has a down filter of shape {down.shape}; expected (n,) or (n, n)")
-    if max(spec.up, spec.down) > MAX_FACTOR:
-        raise CheckpointError(f"layer {spec.name} resamples by {spec.up} and {spec.down}; at most {MAX_FACTOR} is sane")
-
-
-def _number(record: Module, name: str) -> float:
-    """A positive attribute, whether a Python or a numpy number."""
-    value = record.state.get(name)
-    if not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise CheckpointError(f"{record.class_name!r:.60} states {name} = {value!r:.60}; expected a positive number")
-    return float(value)
-
-
-def _square(record: Module, name: str) -> int:
-    """The side of a square size, stated as one integer or two equal ones."""
-    sides = np.unique(np.asarray(record.state.get(name, ())))
-    if sides.size != 1 or sides.dtype.kind not in "iu" or not 0 < sides[0] <= MAX_SIZE:
-        raise CheckpointError(f"{name} of {record.class_name!r:.60} is {sides}; expected the side of a square")
-    return int(sides[0])
-
-
-def _weight(record: Module, rank: int) -> np.ndarray:
-    weight = named_arrays(record).get("weight")
-    if weight is None or weight.ndim != rank:
-        raise CheckpointError(
-            f"{record.class_name!r:.60} has no weight of {rank} dimensions: expected a StyleGAN3 layer"
-        )
-    return weight
-
-
-def _load(module: M, record: Module) -> M:
-    arrays = named_arrays(record)
-    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if broken:
-        raise CheckpointError(f"{record.class_name!r:.60} holds NaN or infinite numbers in {named_list(broken)}")
-    try:
-        module.load_state_dict({name: torch.from_numpy(np.array(a, dtype=np.float32)) for name, a in arrays.items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"the tensors of {record.class_name!r:.60} do not form a StyleGAN3: {error}") from None
-    return module.eval().requires_grad_(False)

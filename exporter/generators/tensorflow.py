@@ -12,8 +12,9 @@ import numpy as np
 
 from engine.errors import CheckpointError
 from exporter.generators import Parts
+from exporter.generators.records import plain
 from exporter.generators.state import named_list, stylegan2_parts
-from exporter.passive import Network
+from exporter.passive import Network, is_a, shown
 
 # Options that act in training only, or that the shapes of the variables say better.
 NO_EFFECT = """
@@ -21,38 +22,45 @@ NO_EFFECT = """
     dlatent_avg_beta style_mixing_prob is_training is_validation is_template_graph return_dlatents randomize_noise
     dtype structure impl gpu_impl fused_modconv latent_size label_size dlatent_size resolution num_channels
     mapping_layers mapping_fmaps label_fmaps fmap_base fmap_min fmap_max fmap_decay fmap_const use_noise
-    force_clean_graph minibatch_size
+    force_clean_graph minibatch_size resolution_w resolution_h
 """.split()  # noqa: SIM905
 # Options with one supported value, and its default.
 FIXED = {
     "mapping_nonlinearity": "lrelu", "nonlinearity": "lrelu", "normalize_latents": True, "dlatent_broadcast": None,
 }
 USED = ("mapping_lrmul", "conv_clamp", "num_fp16_res", "architecture", "resample_kernel")
-MAX_DEPTH = 8
+# Options that only StyleGAN1 and the configurations A-D of StyleGAN2 have.
+OLDER = """
+    use_styles use_pixel_norm use_instance_norm const_input_layer fused_scale blur_filter use_wscale
+    mapping_use_wscale
+""".split()  # noqa: SIM905
+MAX_NETWORKS, MAX_TAPS = 8, 16
 
 
 def is_tensorflow(content: Any) -> bool:
-    return isinstance(content, tuple) and bool(content) and all(isinstance(part, Network) for part in content)
+    networks = content if is_a(content, tuple) else (content,)
+    return bool(networks) and all(is_a(part, Network) for part in networks)
 
 
 def from_tensorflow(content: Any) -> Parts:
-    """``content``: (G, D, Gs); Gs is the averaged generator."""
-    if len(content) != 3:
-        raise CheckpointError(f"the file holds {len(content)} TensorFlow networks; expected the three of (G, D, Gs)")
-    state = content[2].state
+    """``content``: (G, D, Gs), where Gs is the averaged generator, or Gs alone."""
+    if isinstance(content, tuple) and len(content) not in (1, 3):
+        raise CheckpointError(f"the file holds {len(content)} TensorFlow networks; expected (G, D, Gs), or Gs alone")
+    network: Network = content[-1] if isinstance(content, tuple) else content
+    state = network.state
     version = state.get("version")
-    if type(version) is not int or version < 4:
+    if not is_a(version, int) or version < 4:
         raise CheckpointError(
-            f"the TensorFlow network has the format version {version!r:.20}; expected 4 or more (StyleGAN2). "
-            f"StyleGAN1 is not supported"
+            f"the TensorFlow network has the format version {shown(version)}; expected 4 or more (StyleGAN2). "
+            f"StyleGAN1 and ProGAN are not supported"
         )
     options = state.get("static_kwargs")
     if not isinstance(options, dict):
         raise CheckpointError("the TensorFlow network has no static_kwargs: the file is damaged")
     check_options(options)
-    arrays = convert(collect(content[2]))
-    taps = options.get("resample_kernel") or [1, 3, 3, 1]
-    arrays.update(filters(arrays, taps))
+    arrays = convert(collect(network))
+    taps = options.get("resample_kernel")
+    arrays.update(filters(arrays, [1, 3, 3, 1] if taps is None else taps))
     clamp = options.get("conv_clamp")
     parts = stylegan2_parts(
         arrays,
@@ -62,60 +70,90 @@ def from_tensorflow(content: Any) -> Parts:
         num_fp16_res=int(number(options.get("num_fp16_res") or 0, "num_fp16_res")),
     )
     stated = options.get("architecture", "skip")
-    if parts.facts.architecture != f"stylegan2-{stated}":
+    if not is_a(stated, str) or parts.facts.architecture != f"stylegan2-{stated}":
         raise CheckpointError(
-            f"the file calls its architecture {stated!r:.20}, its variables are {parts.facts.architecture}"
+            f"the file calls its architecture {shown(stated)}, its variables are {parts.facts.architecture}"
         )
     return parts
 
 
-def number(value: object, name: str) -> float:
-    if not isinstance(value, (int, float, np.number)):
-        raise CheckpointError(f"the option {name} is a {type(value).__name__}; expected a number")
+def number(value: Any, name: str) -> float:
+    value = plain(value)
+    if not is_a(value, int, float, bool) or not 0 <= value < np.inf:
+        raise CheckpointError(f"the option {name} is {shown(value)}; expected a number of at least 0")
     return float(value)
 
 
 def check_options(options: dict) -> None:
-    unknown = [str(name) for name in options if name not in NO_EFFECT and name not in FIXED and name not in USED]
+    names = [str(name) for name in options]
+    older = [name for name in names if name in OLDER]
+    if older:
+        raise CheckpointError(
+            f"the TensorFlow network has the options {named_list(older)} of StyleGAN1 or of a configuration A-D of "
+            "StyleGAN2, which are not supported; use a network of configuration E or F, or of StyleGAN2-ADA"
+        )
+    unknown = [name for name in names if name not in NO_EFFECT and name not in FIXED and name not in USED]
     if unknown:
         raise CheckpointError(
-            f"the TensorFlow network has options that are unknown here: {named_list(unknown)}. Configurations A-D "
-            f"and StyleGAN1 are not supported"
+            f"the TensorFlow network has options that are unknown here: {named_list(unknown)}. They may change its "
+            "pictures, so the file was refused"
         )
     for name, value in FIXED.items():
-        if value is not None and options.get(name, value) != value:
-            raise CheckpointError(f"the option {name} is {options[name]!r:.40}; only {value!r} is supported")
+        found = plain(options.get(name, value))
+        if value is not None and (not is_a(found, str, bool, int) or found != value):
+            raise CheckpointError(f"the option {name} is {shown(found)}; only {value!r} is supported")
+    check_sides(options)
+
+
+def check_sides(options: dict) -> None:
+    """Some forks state width and height as well; pictures that are not square are another network."""
+    sides = {name: plain(options[name]) for name in ("resolution", "resolution_h", "resolution_w")
+             if options.get(name) is not None}
+    if not all(is_a(side, int) for side in sides.values()):
+        raise CheckpointError(f"the options {', '.join(sides)} are not all whole numbers: the file is damaged")
+    if len(set(sides.values())) > 1:
+        stated = ", ".join(f"{name} {side}" for name, side in sides.items())
+        raise CheckpointError(f"the generator's pictures are not square ({stated}); only square ones are supported: "
+                              "use a generator that was trained on square pictures")
 
 
 def filters(arrays: Dict[str, np.ndarray], taps: object) -> dict[str, np.ndarray]:
     """The FIR of every block, conv0 and skip; checked when loaded."""
-    try:
-        f = np.asarray(taps, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError("the option resample_kernel is not a list of numbers") from error
-    if f.ndim != 1 or not f.sum():
-        raise CheckpointError(f"the option resample_kernel is {taps!r:.60}; expected taps such as [1, 3, 3, 1]")
+    if isinstance(taps, np.ndarray):
+        taps = taps.reshape(-1)[:MAX_TAPS].tolist()
+    if not is_a(taps, list, tuple) or not 0 < len(taps) <= MAX_TAPS:  # type: ignore[arg-type]
+        raise CheckpointError(f"the option resample_kernel is {shown(taps)}; expected taps such as [1, 3, 3, 1]")
+    f = np.array([number(tap, "resample_kernel") for tap in taps])  # type: ignore[union-attr]
+    if not f.sum():
+        raise CheckpointError("the option resample_kernel has the sum 0; expected taps such as [1, 3, 3, 1]")
     kernel = np.outer(f, f) / f.sum() ** 2
     owners = {m[1] for name in arrays if (m := re.match(r"(synthesis\.b\d+\.(?:conv[01]\.|skip\.)?)", name))}
     return {f"{owner}resample_filter": kernel for owner in owners}
 
 
-def collect(network: Network, prefix: str = "", depth: int = 0) -> dict[str, np.ndarray]:
+def collect(network: Network) -> dict[str, np.ndarray]:
     """All variables, by name, with the names of the components in front."""
-    if depth > MAX_DEPTH:
-        raise CheckpointError("the TensorFlow network is nested too deeply; it was refused")
-    variables, components = network.state.get("variables"), network.state.get("components")
-    if not isinstance(variables, list) or not isinstance(components, dict) or len(components) > 8:
-        raise CheckpointError("the TensorFlow network has no variables or components: the file is damaged")
     found: dict[str, np.ndarray] = {}
-    for item in variables:
-        if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], (np.ndarray, np.generic)):
-            raise CheckpointError("the TensorFlow network has a variable that is not a (name, array) pair")
-        found[f"{prefix}{item[0]}"] = np.asarray(item[1])
-    for name, component in components.items():
-        if not isinstance(component, Network):
-            raise CheckpointError(f"the component {name!r:.40} is a {type(component).__name__}, not a network")
-        found.update(collect(component, f"{prefix}{name}/", depth + 1))
+    waiting, seen = [("", network)], {id(network)}
+    while waiting:
+        prefix, current = waiting.pop()
+        variables, components = current.state.get("variables"), current.state.get("components")
+        if not is_a(variables, list) or not is_a(components, dict):
+            raise CheckpointError("the TensorFlow network has no variables or components: the file is damaged")
+        for item in variables:
+            is_pair = is_a(item, tuple) and len(item) == 2 and is_a(item[0], str)
+            if not is_pair or not isinstance(item[1], (np.ndarray, np.generic)):
+                raise CheckpointError("the TensorFlow network has a variable that is not a (name, array) pair")
+            found[f"{prefix}{item[0][:200]}"] = np.asarray(item[1])
+        for name, component in components.items():
+            if not is_a(component, Network):
+                raise CheckpointError(f"the component {shown(name)} is {shown(component)}, not a network")
+            # A generator has two. One network in two places could be unfolded without end.
+            if id(component) in seen or len(seen) >= MAX_NETWORKS:
+                raise CheckpointError("the TensorFlow network is made of more components than a generator has; it was "
+                                      "refused")
+            seen.add(id(component))
+            waiting.append((f"{prefix}{str(name)[:200]}/", component))
     return found
 
 

@@ -9,56 +9,8 @@
 
 #include "memory.h"
 #include "pool.h"
+#include "records.h"
 #include "tile.h"
-
-extern "C" {
-
-// y = leaky(x W^T + b). weight: W^T (into, out) in panels of float; back: W (out, into) in panels of T.
-struct Layer {
-    int64_t into, out;
-    const float *weight, *bias;
-    const void* back;
-};
-
-// Hidden layers; and a head's last, linear one (outputs, width of what goes in), as it is.
-struct Stack {
-    int64_t into, depth, outputs, reads_z;
-    const Layer* layer;
-    const float *last, *last_bias;
-};
-
-// slope: of the leaky ReLU where it is negative; epsilon: added to the mean square of z.
-struct Network {
-    int64_t z_dim, w_dim, embedded;
-    const float *embedding, *average;
-    Stack mapping;
-    float slope, epsilon;
-};
-
-// A head and its readers: positions row (rows,), null for all rows; and seeds (wanted, outputs). Gives logits (rows,
-// outputs) and, where that is not null, slopes (rows, wanted, into).
-struct Use {
-    const Stack* stack;
-    int64_t rows, wanted;
-    const int64_t* row;
-    const float* seeds;
-    float *logits, *slopes;
-};
-
-// Forwards for z (rows, z_dim), or for w in its place where is_w; then w (rows, w_dim) is given. And back: jacobian
-// (pairs, z_dim), of pair p in row pair_row[p] the slope at place source[p] among the (rows, wanted) of all uses, one
-// behind the other, and of w[near_row] - near_anchor behind them. With cotangent (pairs, w_dim) only back, for these,
-// from where the call before was.
-struct Call {
-    int64_t rows, is_w, uses, pairs;
-    const float *z, *psi;
-    const int64_t* label;
-    const Use* use;
-    const int64_t *pair_row, *source, *near_row;
-    const float *near_anchor, *cotangent;
-    float *w, *jacobian;
-};
-}
 
 struct Field {
     Field(const Network& network, Pool& pool) : network(network), pool(pool) {}
@@ -66,6 +18,7 @@ struct Field {
     const Network& network;
     Pool& pool;
     Memory kept, passing;  // what the way back needs; all else
+    int64_t rows = 0;      // that the way back may start from: of the last call, if it came from z
     Rows<float> x;         // of the last call: z / s, with the label's embedding; 1 / s and psi of each row
     float *inverse = nullptr, *psi = nullptr;
     std::vector<Rows<float>> hidden;
@@ -168,6 +121,7 @@ template <class T> struct Evaluation : Job {
         passing.reset();
         const Stack& mapping = net.mapping;
         if (!call.cotangent) {
+            field.rows = 0;
             field.kept.reset();
             plan_mapping(field);
             for (int64_t i = 0; i < call.uses; i++) plan_head(call.use[i], passing);
@@ -181,6 +135,7 @@ template <class T> struct Evaluation : Job {
         }
         end = passing.rows<float>(call.pairs, mapping.into);
         levels = std::vector<Level>(2 * (mapping.depth + deepest) + 7);
+        if (!call.cotangent && !call.is_w) field.rows = call.rows;
     }
 
     void plan_mapping(Field& field) {
@@ -254,7 +209,10 @@ template <class T> struct Evaluation : Job {
     void map(int& level) {
         const Stack& mapping = net.mapping;
         auto rows = [&](int64_t) { return call.rows; };
-        each_row(level, 1, rows, [&](int64_t, int64_t row) { normalise(row); });
+        each_row(level, 1, rows, [&](int64_t, int64_t row) {
+            normalise(row);
+            if (!mapping.depth) truncate_input(row);
+        });
         for (int64_t i = 0; i < mapping.depth; i++) {
             bool is_last = i == mapping.depth - 1;
             Pieces all{call.rows, mapping.layer[i].out};
@@ -267,16 +225,9 @@ template <class T> struct Evaluation : Job {
         }
     }
 
-    // The twin sums in float32 too, in another order.
     void normalise(int64_t row) {
         const float* z = call.z + row * net.z_dim;
-        float* x = this->x[row];
-        Vector squares{};
-        for (int64_t i = 0; i < net.z_dim; i += LANES) {
-            Vector v = load_part(z + i, net.z_dim - i);
-            squares += v * v;
-        }
-        float s = std::sqrt(sum(squares) / net.z_dim + net.epsilon);
+        float *x = this->x[row], s = net.normalised ? moment(z) : 1;
         for (int64_t i = 0; i < net.z_dim; i++) x[i] = z[i] / s;
         if (net.embedded) {
             const float* embedding = net.embedding + call.label[row] * net.embedded;
@@ -284,6 +235,24 @@ template <class T> struct Evaluation : Job {
         }
         inverse[row] = 1 / s;
         psi[row] = call.psi[row];
+    }
+
+    // The root mean square of z; not a number where the squares' sum overflows, since z / infinity would be a finite and
+    // wrong input. The twin sums in another order.
+    float moment(const float* z) const {
+        Vector squares{};
+        for (int64_t i = 0; i < net.z_dim; i += LANES) {
+            Vector v = load_part(z + i, net.z_dim - i);
+            squares += v * v;
+        }
+        float total = sum(squares), overflow = total - total;  // 0, or not a number
+        return std::sqrt(total / net.z_dim + net.epsilon) + overflow;
+    }
+
+    // Without layers the mapping's input is what is truncated.
+    void truncate_input(int64_t row) {
+        for (int64_t column = 0; column < net.w_dim; column += LANES)
+            truncate(row, column, load_part(x[row] + column, net.w_dim - column));
     }
 
     void truncate(int64_t row, int64_t column, Vector v) {
@@ -419,6 +388,7 @@ template <class T> struct Evaluation : Job {
     void denormalise(int64_t pair) {
         int64_t row = call.pair_row[pair], d = net.z_dim;
         const float *g = end[pair], *x = this->x[row];
+        if (!net.normalised) return (void)std::copy_n(g, d, call.jacobian + pair * d);
         Vector products{};
         for (int64_t i = 0; i < d; i += LANES) products += load_part(g + i, d - i) * load_part(x + i, d - i);
         Vector radial = fill(sum(products) / d), scale = fill(inverse[row]);

@@ -14,15 +14,26 @@ template <class T> struct Rows {
     T* operator[](int64_t row) const { return data + row * stride; }
 };
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool IS_WATCHED = true;  // every piece is a block, of its own size: what lies behind it is not its neighbour
+inline void* allocate(size_t size) { return operator new(size, std::align_val_t(64)); }
+inline void release(void* data, size_t) { operator delete(data, std::align_val_t(64)); }
+#else
+constexpr bool IS_WATCHED = false;
 // Pages of the system's own: what is kept for long in malloc's arenas leaves holes there when it grows.
+inline void* allocate(size_t size) {
+    void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    return data;
+}
+inline void release(void* data, size_t size) { munmap(data, size); }
+#endif
+
 struct Block {
-    explicit Block(size_t size) : size(size) {
-        data = (char*)mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (data == MAP_FAILED) throw std::bad_alloc();
-    }
+    explicit Block(size_t size) : data((char*)allocate(size)), size(size) {}
     Block(Block&& other) noexcept : data(other.data), size(other.size) { other.data = nullptr; }
     ~Block() {
-        if (data) munmap(data, size);
+        if (data) release(data, size);
     }
 
     char* data;
@@ -35,13 +46,14 @@ class Memory {
     void reset() {
         if (blocks.size() > 1) {  // next time all fits into one
             blocks.clear();
-            add(total);
+            if (!IS_WATCHED) add(total);
         }
         used = total = 0;
     }
     template <class T> T* take(int64_t count) {
-        size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        if (blocks.empty() || used + bytes > blocks.back().size) add(bytes);
+        size_t bytes = count * sizeof(T);
+        if (!IS_WATCHED) bytes = (bytes + 63) / 64 * 64;
+        if (IS_WATCHED || blocks.empty() || used + bytes > blocks.back().size) add(bytes);
         char* here = blocks.back().data + used;
         used += bytes;
         total += bytes;
@@ -58,7 +70,7 @@ class Memory {
 
    private:
     void add(size_t bytes) {
-        blocks.emplace_back(bytes < 65536 ? 65536 : bytes);
+        blocks.emplace_back(IS_WATCHED || bytes > 65536 ? bytes : 65536);
         used = 0;
     }
 

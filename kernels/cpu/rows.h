@@ -19,26 +19,27 @@ namespace step {  // names of their own: a Head is something else there
 }
 
 extern "C" {
-// What rows may read. stack: of each head, null while no row reads it; first: its place among all logits. head: of each
-// column, in the order of heads; logits[plus] - logits[minus], both among all logits, minus = -1 for none.
-struct Readable {
-    int64_t heads;
+// The columns that tapes may read. stack: of each head, null while no row reads it; first: its place among all logits.
+// head: of each column, in the order of heads; logits[plus] - logits[minus], both among all logits, minus = -1 for none.
+struct ColumnTable {
+    int64_t heads, columns;
     const Stack* const* stack;
     const int64_t* first;
     const int64_t* head;
     const step::Column* column;
 };
 
-// Arrays of engine.batch.Batch, a row for each slot; and what came of each: a Status, and counters (slots, 4).
+// Arrays of engine.batch.Batch, a row for each of `count` slots; and what came of each: a Status, and counters (slots, 4).
 struct Slots {
+    int64_t count;
     float *z, *w, *logits, *psi, *origin, *anchor_z, *anchor_w;
     int64_t* label;
     double *near, *logp, *clock, *step, *error, *reach;
     int32_t *status, *counters;
 };
 
-// A tape: numbers of its columns among the readable ones; code (nodes, 4), see engine.layout.pack.
-struct Says {
+// A tape: numbers of its columns in the ColumnTable; code (nodes, 4), see engine.layout.pack.
+struct TapeRecord {
     int64_t columns, nodes, parameters;
     const int32_t *column, *code;
     const double* parameter;
@@ -55,61 +56,61 @@ struct Row {
     // Where slopes that are not pulled back come together with those that are; null if all are.
     float* jacobian = nullptr;
 
-    // The j-th of its columns, among the readable ones.
+    // The number of its j-th column in the table.
     int column(int j) const { return s.ticket_columns[j]; }
 
     bool is_last() const { return s.steps && phase == step::RUNNING && s.counters[step::STEPS] == s.steps - 1; }
 };
 
-// A head and its readers in a round, with slopes or, for rows at the end of their fixed steps, without.
-struct Reader {
+// A head and the rows that read it in a round; rows at the end of their fixed steps want no slopes, and are a use apart.
+struct HeadUse {
     int64_t head, first_slope;
     std::vector<int64_t> rows, wanted;
     float* logits;
 };
 
-// Of one column of one row: its reader, its row there, and its place among the wanted columns.
-struct Read {
-    int64_t reader, local, k;
+// Where a row finds one of its columns: the use, its row there, and the column's place among the wanted ones.
+struct Place {
+    int64_t use, local, k;
 };
 
-// What a round of n rows reads.
-struct Reading {
+// Who reads what in a round of n rows: engine/routing.py is the twin.
+struct Routing {
     std::vector<Row*> rows;
-    std::vector<Reader> readers;
-    std::vector<int64_t> first;  // of each row, in `reads`
-    std::vector<Read> reads;
+    std::vector<HeadUse> uses;
+    std::vector<int64_t> first;  // of each row, in `places`
+    std::vector<Place> places;
     std::vector<float*> pulled;  // of each row, its part of the Jacobian
     float* w;
 };
 
 // An evaluation, and then for each row its step.
 template <class T> struct Round : Evaluation<T> {
-    Round(Field& field, const Call& call, const Readable& readable, std::shared_ptr<const Reading> reading)
-        : Evaluation<T>(field, call), readable(readable), reading(std::move(reading)) {}
+    Round(Field& field, const Call& call, const ColumnTable& table, std::shared_ptr<const Routing> routing)
+        : Evaluation<T>(field, call), table(table), routing(std::move(routing)) {}
 
-    const Readable& readable;
-    const std::shared_ptr<const Reading> reading;  // a late thread asks how many rows there were
+    const ColumnTable& table;
+    const std::shared_ptr<const Routing> routing;  // a late thread asks how many rows there were
 
     void run() override {
         int level = 0;
         this->evaluate(level);
-        int64_t count = reading->rows.size();
+        int64_t count = routing->rows.size();
         this->each(level, 1, [&](int64_t) { return count; }, [&](int64_t, int64_t row) { advance(row); });
     }
 
     void advance(int64_t i) {
-        Row& row = *reading->rows[i];
+        Row& row = *routing->rows[i];
         step::Solve& s = row.s;
         std::fill_n(s.trial_logits, s.outputs, std::numeric_limits<float>::quiet_NaN());
         for (int j = 0; j < s.columns; j++) {
-            const Read& read = reading->reads[reading->first[i] + j];
-            const Reader& reader = reading->readers[read.reader];
-            int64_t outputs = readable.stack[reader.head]->outputs;
-            std::copy_n(reader.logits + read.local * outputs, outputs, s.trial_logits + readable.first[reader.head]);
+            const Place& place = routing->places[routing->first[i] + j];
+            const HeadUse& use = routing->uses[place.use];
+            int64_t outputs = table.stack[use.head]->outputs;
+            std::copy_n(use.logits + place.local * outputs, outputs, s.trial_logits + table.first[use.head]);
         }
         const step::Team team;
-        if (reading->w) s.trial_w = reading->w + i * s.w_dim;
+        if (routing->w) s.trial_w = routing->w + i * s.w_dim;
         step::read_tape(team, s, 0);
         if (row.is_last()) return step::arrive(team, s, 0);
         s.trial_jacobian = jacobian_of(row, i);
@@ -119,15 +120,15 @@ template <class T> struct Round : Evaluation<T> {
     // The row's part of the Jacobian: of columns that read the state their slopes, of all others what was pulled back.
     float* jacobian_of(const Row& row, int64_t i) const {
         const step::Solve& s = row.s;
-        float *pulled = reading->pulled[i], *all = row.jacobian ? row.jacobian : pulled;
+        float *pulled = routing->pulled[i], *all = row.jacobian ? row.jacobian : pulled;
         for (int j = 0; j < s.columns && row.jacobian; j++) {
-            const Read& read = reading->reads[reading->first[i] + j];
-            if (!readable.column[row.column(j)].direct) {
+            const Place& place = routing->places[routing->first[i] + j];
+            if (!table.column[row.column(j)].direct) {
                 std::copy_n(pulled, s.width, all + j * s.width), pulled += s.width;
                 continue;
             }
-            const Head<T>& head = this->heads[read.reader];
-            std::copy_n(head.slopes[read.local * head.use.wanted + read.k], s.width, all + j * s.width);
+            const Head<T>& head = this->heads[place.use];
+            std::copy_n(head.slopes[place.local * head.use.wanted + place.k], s.width, all + j * s.width);
         }
         if (!s.has_near) return all;
         // The field pulls back w - anchor. In W the distance counts once, as that of the state.
@@ -140,22 +141,25 @@ template <class T> struct Round : Evaluation<T> {
 
 class Stepper {
    public:
-    Stepper(Field& field, const Readable& readable, const step::Solve& like)
-        : field(field), readable(readable), like(like) {}
+    Stepper(Field& field, const ColumnTable& table, const step::Solve& like) : field(field), table(table), like(like) {}
+
+    Field& field;
+    const ColumnTable& table;
+    const step::Solve like;
 
     // A row begins in a slot, whatever was there before.
-    void admit(const Slots& slots, int64_t slot, const Says& says) {
+    void admit(const Slots& slots, int64_t slot, const TapeRecord& tape) {
         while ((int64_t)rows.size() <= slot) rows.emplace_back();
         Row& row = rows[slot];
         step::Solve& s = row.s;
         s = like;
-        s.columns = says.columns, s.nodes = says.nodes, s.parameters = says.parameters;
+        s.columns = tape.columns, s.nodes = tape.nodes, s.parameters = tape.parameters;
         s.near = slots.near + slot;
         s.has_near = *s.near > 0;
         s.slots = s.columns + s.has_near;
         row.label = slots.label[slot];
         bind(row, slots, slot);
-        take(row, says);
+        take(row, tape);
         step::admit(s, 0, 0);
         std::copy_n(s.start, s.width, s.trial);
     }
@@ -169,6 +173,9 @@ class Stepper {
             for (const Row* row : running) goes_on = goes_on && row->phase != step::IDLE;
         }
     }
+
+    int64_t size() const { return rows.size(); }
+    bool is_running(int64_t slot) const { return slot >= 0 && slot < size() && rows[slot].phase != step::IDLE; }
 
    private:
     // What lies in the batch, or in the row itself.
@@ -187,19 +194,19 @@ class Stepper {
         s.error = slots.error + slot, s.reach = slots.reach + slot;
         s.ticket = &row.ticket, s.phase = &row.phase, s.stage = &row.stage;
         s.taken = &row.taken, s.passes = &row.passes;
-        s.code_length = &s.nodes, s.column_count = &s.columns, s.column = readable.column;
+        s.code_length = &s.nodes, s.column_count = &s.columns, s.column = table.column;
     }
 
-    void take(Row& row, const Says& says) {
+    void take(Row& row, const TapeRecord& tape) {
         step::Solve& s = row.s;
         Memory& memory = row.memory;
         int64_t r = s.columns;
         memory.reset();
-        s.ticket_columns = copied(memory, says.column, r);
-        s.code = copied(memory, says.code, 4 * says.nodes);
-        s.parameter = copied(memory, says.parameter, says.parameters);
+        s.ticket_columns = copied(memory, tape.column, r);
+        s.code = copied(memory, tape.code, 4 * tape.nodes);
+        s.parameter = copied(memory, tape.parameter, tape.parameters);
         bool is_mixed = s.in_w;
-        for (int64_t j = 0; j < r; j++) is_mixed = is_mixed || readable.column[row.column(j)].direct;
+        for (int64_t j = 0; j < r; j++) is_mixed = is_mixed || table.column[row.column(j)].direct;
         s.plan = memory.take<double>(PLAN(s)), s.scratch = memory.take<double>(SCRATCH(s));
         s.trial_logp = memory.take<double>(1), s.weights = memory.take<double>(r);
         s.curvature = memory.take<double>(r * r);
@@ -217,74 +224,73 @@ class Stepper {
     }
 
     template <class T> void round(const std::vector<Row*>& running) {
-        routing.reset();
-        auto reading = std::make_shared<Reading>();
-        reading->rows = running;
-        find_readers(*reading);
-        Call call = called(*reading);
-        auto work = std::make_shared<Round<T>>(field, call, readable, reading);
+        memory.reset();
+        auto routing = std::make_shared<Routing>();
+        routing->rows = running;
+        find_uses(*routing);
+        Call call = make_call(*routing);
+        auto work = std::make_shared<Round<T>>(field, call, table, routing);
         field.pool.run(work->pieces(), work);
     }
 
-    // Who reads which head. Rows at the end of their steps want no slopes, and are readers of their own.
-    void find_readers(Reading& reading) {
-        int64_t columns = 0;
-        std::vector<int64_t> reader_of(2 * readable.heads, -1);
-        for (size_t i = 0; i < reading.rows.size(); i++) {
-            const Row& row = *reading.rows[i];
-            reading.first.push_back(columns);
-            columns += row.s.columns;
+    void find_uses(Routing& routing) {
+        int64_t places = 0;
+        std::vector<int64_t> use_of(2 * table.heads, -1);
+        for (size_t i = 0; i < routing.rows.size(); i++) {
+            const Row& row = *routing.rows[i];
+            routing.first.push_back(places);
+            places += row.s.columns;
             for (int j = 0; j < row.s.columns; j++) {
-                int64_t column = row.column(j), head = readable.head[column];
-                int64_t& number = reader_of[2 * head + row.is_last()];
+                int64_t column = row.column(j), head = table.head[column];
+                int64_t& number = use_of[2 * head + row.is_last()];
                 if (number < 0) {
-                    number = reading.readers.size();
-                    reading.readers.push_back({head, 0, {}, {}, nullptr});
+                    number = routing.uses.size();
+                    routing.uses.push_back({head, 0, {}, {}, nullptr});
                 }
-                Reader& reader = reading.readers[number];
-                if (reader.rows.empty() || reader.rows.back() != (int64_t)i) reader.rows.push_back(i);
-                auto found = std::find(reader.wanted.begin(), reader.wanted.end(), column);
-                int64_t k = found - reader.wanted.begin();
-                if (found == reader.wanted.end() && !row.is_last()) reader.wanted.push_back(column);
-                reading.reads.push_back({number, (int64_t)reader.rows.size() - 1, k});
+                HeadUse& use = routing.uses[number];
+                if (use.rows.empty() || use.rows.back() != (int64_t)i) use.rows.push_back(i);
+                auto found = std::find(use.wanted.begin(), use.wanted.end(), column);
+                int64_t k = found - use.wanted.begin();
+                if (found == use.wanted.end() && !row.is_last()) use.wanted.push_back(column);
+                routing.places.push_back({number, (int64_t)use.rows.size() - 1, k});
             }
         }
     }
 
-    // The call that answers, in memory of this round.
-    Call called(Reading& reading) {
-        int64_t n = reading.rows.size(), width = like.width, slopes = 0;
-        float *z = routing.take<float>(n * width), *psi = routing.take<float>(n);
-        int64_t* label = routing.take<int64_t>(n);
+    // The evaluation that gives all this, in memory of this round.
+    Call make_call(Routing& routing) {
+        int64_t n = routing.rows.size(), width = like.width, slopes = 0;
+        float *z = memory.take<float>(n * width), *psi = memory.take<float>(n);
+        int64_t* label = memory.take<int64_t>(n);
         for (int64_t i = 0; i < n; i++) {
-            const Row& row = *reading.rows[i];
+            const Row& row = *routing.rows[i];
             std::copy_n(row.s.trial, width, z + i * width);
             psi[i] = *row.s.psi, label[i] = row.label;
         }
-        Use* uses = routing.take<Use>(reading.readers.size());
-        for (size_t i = 0; i < reading.readers.size(); i++) {
-            Reader& reader = reading.readers[i];
-            const Stack* stack = readable.stack[reader.head];
-            int64_t count = reader.rows.size(), wanted = reader.wanted.size();
-            reader.logits = routing.take<float>(count * stack->outputs);
-            reader.first_slope = slopes, slopes += count * wanted;
-            uses[i] = {stack, count, wanted, reader.rows.data(), seeds(reader, stack->outputs), reader.logits, nullptr};
+        Use* uses = memory.take<Use>(routing.uses.size());
+        for (size_t i = 0; i < routing.uses.size(); i++) {
+            HeadUse& use = routing.uses[i];
+            const Stack* stack = table.stack[use.head];
+            int64_t count = use.rows.size(), wanted = use.wanted.size();
+            use.logits = memory.take<float>(count * stack->outputs);
+            use.first_slope = slopes, slopes += count * wanted;
+            uses[i] = {stack, count, wanted, use.rows.data(), seeds(use, stack->outputs), use.logits, nullptr};
         }
-        reading.w = like.in_w ? nullptr : routing.take<float>(n * like.w_dim);
+        routing.w = like.in_w ? nullptr : memory.take<float>(n * like.w_dim);
         Call call{};
-        call.rows = n, call.is_w = like.in_w, call.uses = reading.readers.size();
-        call.z = z, call.psi = psi, call.label = label, call.use = uses, call.w = reading.w;
-        find_pairs(reading, call, slopes);
+        call.rows = n, call.is_w = like.in_w, call.uses = routing.uses.size();
+        call.z = z, call.psi = psi, call.label = label, call.use = uses, call.w = routing.w;
+        find_pairs(routing, call, slopes);
         return call;
     }
 
     // The wanted columns as combinations of the head's logits: (wanted, outputs).
-    const float* seeds(const Reader& reader, int64_t outputs) {
-        int64_t first = readable.first[reader.head];
-        float* seed = routing.take<float>(reader.wanted.size() * outputs);
-        std::fill_n(seed, reader.wanted.size() * outputs, 0.0f);
-        for (size_t k = 0; k < reader.wanted.size(); k++) {
-            const step::Column& column = readable.column[reader.wanted[k]];
+    const float* seeds(const HeadUse& use, int64_t outputs) {
+        int64_t first = table.first[use.head];
+        float* seed = memory.take<float>(use.wanted.size() * outputs);
+        std::fill_n(seed, use.wanted.size() * outputs, 0.0f);
+        for (size_t k = 0; k < use.wanted.size(); k++) {
+            const step::Column& column = table.column[use.wanted[k]];
             seed[k * outputs + column.plus - first] = 1;
             if (column.minus >= 0) seed[k * outputs + column.minus - first] = -1;
         }
@@ -292,22 +298,22 @@ class Stepper {
     }
 
     // The cotangents on w that are pulled back: a row's columns in their order, and near's behind them.
-    void find_pairs(Reading& reading, Call& call, int64_t slopes) {
-        int64_t n = call.rows, most = reading.reads.size() + n, near = 0;
-        int64_t *pair_row = routing.take<int64_t>(most), *source = routing.take<int64_t>(most);
-        int64_t* near_row = routing.take<int64_t>(n);
-        float* anchors = routing.take<float>(n * like.w_dim);
-        float* jacobian = routing.take<float>(most * like.width);
+    void find_pairs(Routing& routing, Call& call, int64_t slopes) {
+        int64_t n = call.rows, most = routing.places.size() + n, near = 0;
+        int64_t *pair_row = memory.take<int64_t>(most), *source = memory.take<int64_t>(most);
+        int64_t* near_row = memory.take<int64_t>(n);
+        float* anchors = memory.take<float>(n * like.w_dim);
+        float* jacobian = memory.take<float>(most * like.width);
         for (int64_t i = 0; i < n; i++) {
-            const Row& row = *reading.rows[i];
-            reading.pulled.push_back(jacobian + call.pairs * like.width);
+            const Row& row = *routing.rows[i];
+            routing.pulled.push_back(jacobian + call.pairs * like.width);
             if (like.in_w || row.is_last()) continue;
             for (int j = 0; j < row.s.columns; j++) {
-                if (readable.column[row.column(j)].direct) continue;
-                const Read& read = reading.reads[reading.first[i] + j];
-                const Reader& reader = reading.readers[read.reader];
+                if (table.column[row.column(j)].direct) continue;
+                const Place& place = routing.places[routing.first[i] + j];
+                const HeadUse& use = routing.uses[place.use];
                 pair_row[call.pairs] = i;
-                source[call.pairs++] = reader.first_slope + read.local * (int64_t)reader.wanted.size() + read.k;
+                source[call.pairs++] = use.first_slope + place.local * (int64_t)use.wanted.size() + place.k;
             }
             if (!row.s.has_near) continue;
             std::copy_n(row.s.anchor_w, like.w_dim, anchors + near * like.w_dim);
@@ -315,12 +321,9 @@ class Stepper {
             source[call.pairs++] = slopes + near++;
         }
         call.pair_row = pair_row, call.source = source, call.near_row = near_row;
-        call.near_anchor = anchors, call.jacobian = jacobian;
+        call.near_anchor = anchors, call.near = near, call.jacobian = jacobian;
     }
 
-    Field& field;
-    const Readable& readable;
-    const step::Solve like;
     std::deque<Row> rows;  // which stay where they are
-    Memory routing;        // of the round
+    Memory memory;         // of the round
 };

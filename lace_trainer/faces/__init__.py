@@ -6,6 +6,7 @@ shapes.py    the canvas and three antialiased primitives
 features.py  eyes, nose, mouth, beard, wrinkles
 layers.py    everything else, and the order of the drawing, back to front
 render.py    chunks of factors -> uint8 pictures
+pictures.py  whole sets of them, kept on the disk
 """
 
 from lace_trainer.faces.factors import ATTRIBUTES, IDENTITY, SCENE, Factors, sample_factors

@@ -3,11 +3,15 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.cli.options import positive
+from engine.cli.options import from_zero, not_negative, positive, real, tolerance
 from engine.errors import LaceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Report = Callable[[int, int, str], None]
 
@@ -15,17 +19,9 @@ Report = Callable[[int, int, str], None]
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 24, 256: 16}
 
 
-def whole(text: str) -> int:
-    """A number from 0 up."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is negative")
-    return value
-
-
 def target(text: str) -> float:
     """A mean sign of logits that augmentation can hold."""
-    value = float(text)
+    value = real(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} does not lie between 0 and 1")
     return value
@@ -43,11 +39,11 @@ def add_gan(parser: argparse.ArgumentParser) -> None:
     add("--pictures", type=positive, default=2_000_000, help="how many pictures to train on (2000000)")
     add("--batch", type=positive, default=32, help="pictures per step (32)")
     add("--channels", type=widths, metavar="N,N,...", help="widths at 4, 8, 16, ... pixels (128,128,96,64,32 for 64)")
-    add("--gamma", type=float, default=0.1, help="weight of the R1 penalty (0.1)")
-    add("--path-length", type=float, default=0.0, metavar="WEIGHT", help="of the path-length penalty (0: none)")
+    add("--gamma", type=not_negative, default=0.1, help="weight of the R1 penalty (0.1)")
+    add("--path-length", type=not_negative, default=0.0, metavar="WEIGHT", help="of the path-length penalty (0: none)")
     add("--features", type=Path, metavar="FILE", help="classifier through whose eyes a second discriminator looks")
-    add("--features-weight", type=float, default=4.0, metavar="WEIGHT", help="of its opinion in the loss (4)")
-    add("--rate", type=float, default=2.5e-3, help="learning rate of Adam; a resumed run may lower it (2.5e-3)")
+    add("--features-weight", type=not_negative, default=4.0, metavar="WEIGHT", help="of its opinion in the loss (4)")
+    add("--rate", type=tolerance, default=2.5e-3, help="learning rate of Adam; a resumed run may lower it (2.5e-3)")
     add("--noise", action="store_true", help="per-pixel noise in the generator, for pictures with random detail")
     add("--ada", type=target, default=0.0, metavar="TARGET", help="augment adaptively, for few pictures; 0.6 is usual")
     add("--ada-flips", action="store_true", help="mirror, too: only where left and right mean nothing")
@@ -57,8 +53,9 @@ def add_gan(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="compile the networks with torch.compile")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add("--every", type=positive, default=250, help="steps between checkpoints (250)")
-    add("--fid-samples", type=whole, default=2000, metavar="N", help="samples per distance in training; 0: no scores")
-    add("--fid-every", type=whole, default=0, metavar="N", help="pictures between two distances (every checkpoint)")
+    add("--fid-samples", type=from_zero, default=2000, metavar="N",
+        help="samples per distance in training; 0: no scores")
+    add("--fid-every", type=from_zero, default=0, metavar="N", help="pictures between two distances (every checkpoint)")
     add_judge(parser)
 
 
@@ -118,11 +115,10 @@ def use_tf32(options: argparse.Namespace) -> None:
 
 def train_gan(options: argparse.Namespace, report: Report) -> dict:
     from exporter.checkpoints import load_generator
-    from lace_trainer.data import source
     from lace_trainer.gan.generator_file import export_generator
+    from lace_trainer.gan.loop import check_data, train
     from lace_trainer.gan.record import Fid
     from lace_trainer.gan.score import COUNT
-    from lace_trainer.gan.training import check_data, train
     from lace_trainer.judges.classifier import load
     from lace_trainer.judges.metrics import moments
 
@@ -144,6 +140,20 @@ def train_gan(options: argparse.Namespace, report: Report) -> dict:
     path = export_generator(best, out / "generator.safetensors", score)
     return {"generator": str(path), "pictures": training.pictures, "seconds": round(training.seconds, 1),
             **({"of": best.name, **score} if score else {})}
+
+
+def source(spec: str, size: int, seed: int, directory: Path) -> "Tensor":
+    """``render:COUNT`` or a folder -> pictures (n, size, size, 3) uint8, kept in ``directory``."""
+    if not spec.startswith("render:"):
+        from lace_trainer.data import folder
+
+        return folder(Path(spec), size, directory)
+    count = spec.removeprefix("render:").replace("_", "")
+    if not count.isdigit() or int(count) < 1:
+        raise LaceError(f"cannot read --data {spec!r}; expected render:COUNT (render:40000) or a folder of pictures")
+    from lace_trainer.faces.pictures import rendered
+
+    return rendered(int(count), size, seed, directory)[0]
 
 
 def score_gan(options: argparse.Namespace, report: Report) -> dict:
@@ -172,9 +182,12 @@ def open_judge(options: argparse.Namespace):
 def reference_of(judge, pictures: np.ndarray | None, count: int, cache: Path | None) -> np.ndarray:
     """Features of a folder's pictures (n, R, R, 3), or of fresh faces of the renderer."""
     from lace_trainer.gan.score import data_features
-    from lace_trainer.judges.metrics import reference_features
 
-    return reference_features(judge, count, cache=cache) if pictures is None else data_features(judge, pictures, count)
+    if pictures is not None:
+        return data_features(judge, pictures, count)
+    from lace_trainer.faces.pictures import reference_features
+
+    return reference_features(judge, count, cache=cache)
 
 
 def score_of(parts, judge, reference: np.ndarray, count: int, options: argparse.Namespace, report: Report) -> dict:

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from engine.errors import CheckpointError
+from engine.folders import write_atomically
 from exporter.checkpoints import GENERATOR_METADATA
-from lace_trainer.data import save_atomically
 
 FORMAT = "lace-engine generator"
 
@@ -30,5 +30,5 @@ def export_generator(checkpoint: Path, path: Path, score: dict | None = None) ->
     facts |= {"machine": state["machine"]} if "machine" in state else {}
     facts |= {"score": score} if score else {}
     data = to_bytes(weights, metadata={GENERATOR_METADATA: json.dumps(facts)})
-    save_atomically(Path(path), lambda p: p.write_bytes(data))
+    write_atomically(path, data)
     return Path(path)

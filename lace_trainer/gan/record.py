@@ -1,25 +1,21 @@
 """What a training leaves behind: checkpoints, the best generator, sheets of samples, a log."""
 
-import json
 import logging
-import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 from engine.errors import LaceError
+from engine.folders import append_lines, write_atomically
+from engine.text import to_json
 from exporter.generators.stylegan2 import Generator
-from lace_trainer.data import save_atomically
 from lace_trainer.gan.score import sampled_features, to_pixels
+from lace_trainer.gan.training import Training, device_name
 from lace_trainer.judges.classifier import Classifier
 from lace_trainer.judges.metrics import Moments, frechet_distance, moments
-
-if TYPE_CHECKING:
-    from lace_trainer.gan.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +40,7 @@ class Fid:
 
 
 def record(
-    training: "Training", directory: Path, report: dict[str, float], *, rate: float, fid: Fid | None, last: bool
+    training: Training, directory: Path, report: dict[str, float], *, rate: float, fid: Fid | None, last: bool
 ) -> None:
     """Checkpoint, sheet of samples, line in the log; the generator as best.pt when its distance is the least so far."""
     checkpoint = directory / "checkpoint.pt"
@@ -57,20 +53,20 @@ def record(
         if report["fid"] < training.best_fid:
             training.best_fid = report["fid"]
             save_best(training, directory / "best.pt")
-    save_atomically(checkpoint, lambda p: torch.save(training.state_dict(), p))
+    write_atomically(checkpoint, lambda file: torch.save(training.state_dict(), file))
     sheet(training.ema, directory / f"samples-{training.pictures // 10_000 * 10:04d}k.png")
     line = {"pictures": training.pictures, "seconds": round(training.seconds, 1), "rate": round(rate, 1),
             **{k: round(v, 4) for k, v in report.items()}}
-    log.info(json.dumps(line))
-    with open(directory / "log.jsonl", "a") as file:
-        file.write(json.dumps({**line, "machine": machine(training.device)}) + "\n")
+    log.info(to_json(line, indent=None))
+    entry = {**line, "machine": device_name(training.device)}
+    append_lines(directory / "log.jsonl", to_json(entry, indent=None) + "\n")
 
 
-def save_best(training: "Training", path: Path) -> None:
+def save_best(training: Training, path: Path) -> None:
     """The averaged generator alone, in the form of a checkpoint: it can be exported and scored, not resumed."""
     whole = training.state_dict()
     state = {key: whole[key] for key in ("config", "step", "seconds", "machine", "best_fid", "ema")}
-    save_atomically(path, lambda p: torch.save(state, p))
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def sheet(generator: Generator, path: Path, *, count: int = 64, psi: float = 1.0, seed: int = 0) -> None:
@@ -81,11 +77,4 @@ def sheet(generator: Generator, path: Path, *, count: int = 64, psi: float = 1.0
         pixels = to_pixels(generator(z.to(generator.mapping.w_avg.device), psi=psi))
     n, size = 8, pixels.shape[1]
     grid = pixels.reshape(-1, n, size, size, 3).swapaxes(1, 2).reshape(-1, n * size, 3)
-    save_atomically(path, lambda p: Image.fromarray(grid).save(p, format="PNG"))
-
-
-def machine(device: torch.device) -> str:
-    """The GPU's name, or the processor's and the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    write_atomically(path, lambda file: Image.fromarray(grid).save(file, format="PNG"))

@@ -1,4 +1,4 @@
-"""Adversarial training of a StyleGAN2: ``lace-train gan``.
+"""What a StyleGAN2 in training is: the networks, their optimisers, and one step of each.
 
 Logistic loss, lazy R1 and path-length regularisation, an exponential moving average of the generator, style mixing
 and minibatch standard deviation, as in Karras et al., CVPR 2020; adaptive augmentation as in Karras et al., NeurIPS
@@ -7,24 +7,20 @@ was not, up to the arithmetic of the machine.
 """
 
 import copy
-import pickle
-import time
+import platform
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import BackendError, CheckpointError, LaceError
+from engine.errors import BackendError, LaceError
 from exporter.generators.stylegan2 import Generator, Mapping, Synthesis
 from lace_trainer.gan.ada import Augmentation
-from lace_trainer.gan.config import MAY_CHANGE, GanConfig
+from lace_trainer.gan.config import GanConfig
 from lace_trainer.gan.discriminator import Discriminator
 from lace_trainer.gan.feature_discriminator import R1_GAMMA, FeatureDiscriminator
 from lace_trainer.gan.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
-from lace_trainer.gan.record import Fid, machine, record
 from lace_trainer.judges.classifier import Classifier
 
 FEATURES_RATE = 2e-3  # learning rate of the feature discriminator
@@ -100,7 +96,7 @@ class Training:
     def state_dict(self) -> dict:
         return {
             "config": asdict(self.config), "step": self.step, "seconds": self.seconds,
-            "machine": machine(self.device), "best_fid": self.best_fid, "fid_at": self.fid_at,
+            "machine": device_name(self.device), "best_fid": self.best_fid, "fid_at": self.fid_at,
             "path_mean": self.path_mean.item(), "augmentation": self.augmentation.state_dict(),
             **{name: getattr(self, name).state_dict() for name in (*NETWORKS, *self.extra)},
         }
@@ -234,62 +230,8 @@ def usable(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resumed(config: GanConfig, checkpoint: Path, device: str = "cpu", classifier: Classifier | None = None) -> Training:
-    """The run as ``checkpoint`` holds it, or a new one when there is none."""
-    training = Training(config, device, classifier)
-    if not checkpoint.exists():
-        return training
-    try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        stored = GanConfig(**state["config"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"cannot resume from {checkpoint}: {error}; remove it to start again") from error
-    if replace(stored, **{name: getattr(config, name) for name in MAY_CHANGE}) != config:
-        raise LaceError(f"{checkpoint} was trained with {stored}; start a new directory for {config}")
-    training.load_state_dict(state)
-    return training
-
-
-def check_data(config: GanConfig, data: Tensor) -> None:
-    size = max(config.channels)
-    if data.ndim != 4 or data.shape[1:] != (size, size, 3) or data.dtype != torch.uint8:
-        raise LaceError(f"the pictures are {data.dtype} {tuple(data.shape)}; expected uint8 (n, {size}, {size}, 3)")
-    if len(data) < config.batch:
-        raise LaceError(f"{len(data)} pictures do not fill a batch of {config.batch}; give more, or a smaller batch")
-
-
-def train(
-    config: GanConfig, data: Tensor, directory: Path, *, pictures: int, device: str = "cpu", every: int = 250,
-    classifier: Classifier | None = None, fid: Fid | None = None, compiled: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Training:
-    """Train until ``pictures`` have been seen; resume from ``directory/checkpoint.pt`` when it is there.
-
-    data       (n, R, R, 3) uint8
-    directory  receives checkpoint.pt, samples-*.png and log.jsonl; with ``fid`` also best.pt
-    every      steps between checkpoints
-    classifier  whose features the feature discriminator reads
-    fid        measures the averaged generator at checkpoints
-    compiled   compile the networks first
-    progress   called after every step with (pictures seen, pictures, text)
-    """
-    check_data(config, data)
-    directory.mkdir(parents=True, exist_ok=True)
-    training = resumed(config, directory / "checkpoint.pt", device, classifier)
-    if compiled:
-        training.compile()
-    start, seen = time.perf_counter() - training.seconds, training.pictures
-    began = time.perf_counter()
-    while training.pictures < pictures:
-        rng = np.random.default_rng((config.seed, training.step))
-        batch = data[torch.from_numpy(np.sort(rng.choice(len(data), config.batch, replace=False)))]
-        reals = (batch.permute(0, 3, 1, 2).to(training.device, torch.float32) - 127.5) / 127.5
-        report = training.train_step(reals)
-        if progress:
-            progress(min(training.pictures, pictures), pictures, f"d {report['d_loss']:.2f} g {report['g_loss']:.2f}")
-        last = training.pictures >= pictures
-        if training.step % every == 0 or last:
-            training.seconds = time.perf_counter() - start
-            rate = (training.pictures - seen) / (time.perf_counter() - began)
-            record(training, directory, report, rate=rate, fid=fid, last=last)
-    return training
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray as Array
 
-from lace_trainer.data import save_atomically
+from engine.folders import write_atomically
 
 BINS = 15
 WARN = 1.5  # a temperature beyond it: the head has learnt its labels' noise
@@ -136,4 +136,4 @@ def plot(path: Path, found: Sequence[Calibration]) -> None:
                       label=f"psi {psi}: {calibration.ece[psi]:.3f}")
         axes.set(title=calibration.name, xlabel="promised", ylabel="kept", xlim=(0, 1.02), ylim=(0, 1.02))
         axes.legend(title="calibration error", fontsize=7, title_fontsize=7)
-    save_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -22,11 +22,11 @@ from numpy import ndarray as Array
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
+from engine.folders import write_atomically
 from engine.reference.noise import normals_many
 from engine.requests import Request
 from engine.sampler import Sampler
 from lace_trainer.attributes import Attribute
-from lace_trainer.data import save_atomically
 from lace_trainer.heads.pairs import DTYPES, Labellers, Pairs, check_size, draw_labels, file_hash, held_back
 
 Progress = Callable[[int, int, str], None]
@@ -159,7 +159,7 @@ def labelled_samples(source: Source, labellers: Labellers, *, count: int, seed: 
     psi = truncations(count, held, seed)
     if not path.exists():
         w, opinions = look(source, labellers, psi, FIRST_SEED + seed * BLOCK, progress)
-        save_atomically(path, lambda p: p.write_bytes(to_bytes({"w": w, "opinions": opinions})))
+        write_atomically(path, to_bytes({"w": w, "opinions": opinions}))
     found = load_file(path)
     facts["labeller_accuracy"] = labellers.accuracy
     votes = share_of_votes(found["opinions"], labellers.attributes, labellers.spans)

@@ -9,8 +9,9 @@ import numpy as np
 
 from engine.errors import CheckpointError, LaceError
 from exporter.heads import AFHQ_CATS, FFHQ
-from exporter.passive import Budget, Global, PendingArray, PendingDtype, need, numpy_dtype, shape_of
+from exporter.passive import Budget, Foreign, Global, PendingArray, PendingDtype, need
 from exporter.unpickle import FULL_TABLE, Machine, guarded, run
+from exporter.vocabulary import numpy_dtype, shape_of
 from lace_trainer.attributes import Attribute
 from lace_trainer.heads.pairs import Pairs
 
@@ -61,7 +62,7 @@ def read_array(path: Path, key: str) -> np.ndarray:
     if not path.is_file():
         raise LaceError(f"there is no file {path}; expected LACE's data files in {path.parent}")
     data = path.read_bytes()
-    machine = LabelMachine(LABEL_TABLE, None, Budget(4 * len(data) + 2**26))
+    machine = LabelMachine(LABEL_TABLE, None, Budget.of_file(len(data)))
     try:
         content = guarded("the data file", lambda: run(io.BytesIO(data), machine))
     except CheckpointError as error:
@@ -74,7 +75,7 @@ def read_array(path: Path, key: str) -> np.ndarray:
     return value
 
 
-def _label_dtype(budget: Budget, args: tuple) -> PendingDtype:
+def _label_dtype(budget: Budget, args: tuple) -> PendingDtype | Foreign:
     return PendingDtype("O") if args and args[0] in ("O", "O8", "|O") else numpy_dtype(budget, args)
 
 
@@ -94,6 +95,7 @@ class LabelMachine(Machine):
         self.take(2)
         array = _from_objects(self.budget, state)
         self.memo.update(dict.fromkeys(target.memo_keys, array))
+        target.memo_keys = []
         self.stack.append(array)
 
 

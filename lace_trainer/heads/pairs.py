@@ -1,5 +1,6 @@
 """Pairs (w, labels) for training heads, and where they come from: labelled samples of a generator."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -13,9 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
 from torch import Tensor
 
+from engine.bundle import sha256
 from engine.errors import LaceError
+from engine.folders import write_atomically
 from lace_trainer.attributes import Attribute
-from lace_trainer.data import save_atomically
 
 Progress = Callable[[int, int, str], None]
 
@@ -61,12 +63,19 @@ class Pairs:
     def select(self, names: tuple[str, ...] | list[str]) -> "Pairs":
         """Only these attributes."""
         known = [a.name for a in self.attributes]
-        for name in names:
-            if name not in known:
-                raise LaceError(f"there are no labels for {name!r}; there are some for: {', '.join(known)}")
+        check_names(names, known)
         columns = [known.index(name) for name in names]
         attributes = tuple(self.attributes[i] for i in columns)
         return Pairs(self.w, self.labels[:, columns], attributes, self.test, self.validation, self.source)
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises LaceError for a name that nothing is known about, with the nearest one."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise LaceError(f"there are no labels for {name!r}; there are some for: {', '.join(known)}{hint}")
 
 
 def _check_labels(attribute: Attribute, labels: np.ndarray) -> None:
@@ -76,11 +85,6 @@ def _check_labels(attribute: Attribute, labels: np.ndarray) -> None:
         if not (np.equal(np.mod(known, 1), 0) & (known >= 0) & (known < n)).all():
             raise LaceError(f"labels of {attribute.name!r} range from {known.min():g} to {known.max():g}; "
                             f"expected whole numbers from 0 to {n - 1}")
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Labellers:
@@ -95,7 +99,7 @@ class Labellers:
     def __init__(self, paths: Sequence[Path]):
         from lace_trainer.judges.classifier import load
 
-        self.hashes = [file_hash(Path(path)) for path in paths]
+        self.hashes = [sha256(Path(path)) for path in paths]
         self.members = [load(Path(path)) for path in paths]
         self.attributes, self.size = self.members[0].attributes, self.members[0].shape.size
         for path, member in zip(paths, self.members, strict=True):
@@ -156,14 +160,14 @@ def sampled_pairs(
     """
     from exporter.checkpoints import load_generator
 
-    hashes = {"generator": file_hash(Path(generator)), "labellers": labellers.hashes}
+    hashes = {"generator": sha256(Path(generator)), "labellers": labellers.hashes}
     facts = {"kind": "generator samples", **hashes, "count": count, "seed": seed, "precision": precision}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(directory) / f"pairs-{key}.safetensors"
     facts["labeller_accuracy"] = labellers.accuracy
     if not path.exists():
         w, labels = label_samples(load_generator(generator), labellers, count, seed, batch, precision, progress)
-        save_atomically(path, lambda p: p.write_bytes(to_bytes({"w": w, "labels": labels})))
+        write_atomically(path, to_bytes({"w": w, "labels": labels}))
     with safe_open(str(path), framework="numpy") as file:
         w, labels = file.get_tensor("w"), file.get_tensor("labels")
     return Pairs(w, labels, labellers.attributes, validation=held_back(count), source=facts)

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from engine.errors import LaceError
 from lace_trainer import judges
-from lace_trainer.data import pictures_file
 from lace_trainer.judges.classifier import Block, Shape, augment, one_cycle
 from lace_trainer.judges.metrics import inputs
 from lace_trainer.weights import fill, read_weights, round_weights, save_weights
@@ -84,17 +83,6 @@ class IdentityConfig:
     seed: int = 0
     precision: str = "bf16"
     device: str = "cpu"
-
-
-def portraits(people: int, views: int, size: int, seed: int, directory: Path) -> Tensor:
-    """``views`` pictures of each person, alike in the identity factors only: (people, views, size, size, 3) uint8."""
-    from lace_trainer.faces import Factors, render, sample_factors
-
-    drawn = sample_factors(np.random.default_rng(seed), people * views)
-    factors = Factors(drawn.labels, drawn.identity[::views].repeat(views, axis=0), drawn.scene)
-    path = Path(directory) / f"people-{size}-{people}-{views}-{seed}.npy"
-    pictures = pictures_file(path, len(factors), size, lambda rows: render(factors[rows], size=size))
-    return pictures.reshape(people, views, size, size, 3)
 
 
 def contrast(embedded: Tensor, temperature: float = TEMPERATURE) -> Tensor:

@@ -8,7 +8,6 @@ world; distances by them cannot be compared with distances by the features of an
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,11 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import LaceError
-from lace_trainer.data import save_array
 from lace_trainer.judges.classifier import Classifier, as_input
 
 REFERENCE_SEED = 7_700_001  # no training draws its pictures from this seed
-CHUNK = 1000  # faces rendered at once
 BLOCK = 1000  # rows of distances held at once
 
 
@@ -117,27 +114,6 @@ def squared_distances(a: Array, b: Array) -> Array:
     distances += np.square(a).sum(axis=1)[:, None]
     distances += np.square(b).sum(axis=1)
     return distances.clip(min=0, out=distances)
-
-
-def reference_features(
-    judge: Classifier, count: int = 10_000, seed: int = REFERENCE_SEED, cache: Path | None = None
-) -> Array:
-    """Features (count, d) of fresh faces of the renderer, at the size that the judge reads.
-
-    cache   a folder that keeps them, under a name made of the judge's weights, the size, count and seed
-    """
-    from lace_trainer.faces import render, sample_factors
-
-    size = judge.shape.size
-    path = None if cache is None else Path(cache) / f"features-{digest(judge)}-{size}-{count}-{seed}.npy"
-    if path is not None and path.exists():
-        return np.load(path)
-    factors = sample_factors(np.random.default_rng(seed), count)
-    parts = [features(judge, render(factors[i : i + CHUNK], size=size)) for i in range(0, count, CHUNK)]
-    found = np.concatenate(parts)
-    if path is not None:
-        save_array(path, found)
-    return found
 
 
 def digest(judge: Classifier) -> str:

@@ -19,6 +19,7 @@ from engine.errors import RequestError
 from engine.requests import Request
 from engine.runtimes.decoding import Pictures, noise_sides
 from engine.sampler import Sampler
+from engine.spaces import Space
 
 Conditions = Condition | str | Sequence[Condition | str]
 
@@ -55,8 +56,7 @@ def sample_tensors(sampler: Sampler, conditions: Conditions, *, z: Any = None, w
 
     Noise inputs of the synthesis, where a bundle has them, are zero.
     """
-    stepper, g = checked(sampler), sampler.bundle.generator
-    pictures = sampler.runtime.pictures  # type: ignore[attr-defined]  # a CudaRuntime, see ``checked``
+    stepper, pictures, g = on_device(sampler), sampler.runtime.drawing.on_device(), sampler.bundle.generator
     pixels: list[DeviceArray] = []
 
     def draw(latents: DeviceArray) -> None:
@@ -95,27 +95,26 @@ def enqueue(pictures: Pictures, latents: DeviceArray, pixels: DeviceArray, num_w
         first += wanted
 
 
-def checked(sampler: Sampler) -> OnDevice:
-    if not isinstance(sampler.stepper, OnDevice):
-        raise RequestError("tensors need a sampler with device='cuda' and gauss-newton or a Runge-Kutta method")
-    return sampler.stepper
+def on_device(sampler: Sampler) -> OnDevice:
+    return sampler.runtime.solving.on_device(sampler.flows.solver, sampler.capacity)
 
 
 def solved(sampler: Sampler, conditions: Conditions, z: Any, w: Any, label: int | None,
            then: Callable[[DeviceArray], None]) -> Solved:
     """``then`` is given w when the solve has been started, to put more work behind it."""
-    stepper = checked(sampler)
+    stepper = on_device(sampler)
     if (z is None) == (w is None):
         raise RequestError("give z or w, and not both")
-    engine, g, in_w = stepper.engine, sampler.bundle.generator, w is not None
-    latents = borrow(engine.device, w if in_w else z, g.w_dim if in_w else g.z_dim, "w" if in_w else "z")
+    engine, g = stepper.engine, sampler.bundle.generator
+    space = sampler.bundle.spaces["z" if w is None else "w"]
+    latents = borrow(engine.device, z if w is None else w, space.width, space.name)
     n, width = latents.shape
     several = [conditions] * n if isinstance(conditions, Condition | str) else list(conditions)
     if len(several) != n:
         raise RequestError(f"there are {len(several)} conditions for {n} rows: give one, or one for each row")
-    starts = started(sampler, several, width, in_w, label)
+    starts = begin(sampler, several, space, label)
     found = {"result_w": empty(engine.device, (n, g.w_dim), np.float32)}
-    if not in_w:
+    if space.name == "z":
         found["result_z"] = empty(engine.device, (n, width), np.float32)
 
     def keep(results: Region) -> None:
@@ -126,18 +125,17 @@ def solved(sampler: Sampler, conditions: Conditions, z: Any, w: Any, label: int 
     zeros = np.zeros((n, width), np.float32)
     psi, labels = (np.array([getattr(start, name) for start in starts]) for name in ("psi", "label"))
     tickets = Tickets(zeros, psi, labels, np.zeros(n), zeros, zeros, [start.tape for start in starts], latents)
-    ends = engine.solve(tickets, stepper.solver, in_w=in_w, capacity=stepper.capacity, then=keep)
+    ends = engine.solve(tickets, stepper.solver, space=space, capacity=stepper.capacity, then=keep)
     return Solved(found.get("result_z"), found["result_w"], 0 - ends.logp, ends.status, ends.counters[:, 1])
 
 
-def started(sampler: Sampler, conditions: Sequence[Condition | str], width: int, in_w: bool,
-            label: int | None) -> list[Start]:
+def begin(sampler: Sampler, conditions: Sequence[Condition | str], space: Space, label: int | None) -> list[Start]:
     """A start for each row, of which all but the latent counts; rows with the same condition share one."""
-    one_of, here = {}, np.zeros(width, np.float32)
+    one_of, here = {}, np.zeros(space.width, np.float32)
     for text in dict.fromkeys(conditions):
-        request = Request(text, z=None if in_w else here, w=here if in_w else None, label=label)
-        tape = sampler.lowered(request.expression, in_w=in_w)
+        request = Request(text, z=here, label=label) if space.name == "z" else Request(text, w=here, label=label)
+        tape = sampler.starts.lower(request.expression, space)
         if tape.near or tape.anchors:
             raise RequestError(f"{request.expression} holds on to an anchor, which is on the host: use Sampler.edit")
-        one_of[text] = sampler.start(request, request.expression, None)
+        one_of[text] = sampler.starts.start(request)
     return [one_of[text] for text in conditions]

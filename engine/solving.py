@@ -1,0 +1,113 @@
+"""The flows of a bundle on a runtime, and the loop that takes rows along them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.batch import Batch, Start, Status
+from engine.bundle import Attribute, Bundle
+from engine.drive import Lane, Ticket, drive
+from engine.errors import SolveError
+from engine.flow import Flow
+from engine.prior import Prior
+from engine.requests import Sample
+from engine.runtimes import Solving
+from engine.solvers import Solver, describe
+from engine.spaces import Space
+
+
+class Flows:
+    """Threads may share it: each call borrows a flow of its own.
+
+    solving    the runtime's part that solves
+    capacity   rows in flight at a time
+    """
+
+    def __init__(self, bundle: Bundle, solving: Solving, solver: Solver, prior: Prior, capacity: int):
+        self.bundle, self.solving, self.solver, self.prior, self.capacity = bundle, solving, solver, prior, capacity
+        self.idle: dict[Space, list[Flow]] = defaultdict(list)
+
+    @property
+    def room(self) -> int:
+        """Rows that a batch may have; some runtimes let more than ``capacity`` wait where the others run."""
+        return self.solving.room(self.solver, self.capacity)
+
+    def stepper(self, steps: int | None = None) -> Solver:
+        """The solver as it runs on the runtime, with so many fixed steps if they are given."""
+        if steps is None:
+            return self.solving.solver(self.solver, self.capacity)
+        if "steps" not in self.solver.__dataclass_fields__:
+            raise SolveError(f"solver {describe(self.solver)} takes no number of steps: leave steps out")
+        return self.solving.solver(replace(self.solver, steps=steps), self.capacity)
+
+    @contextmanager
+    def borrow(self, space: Space) -> Iterator[Flow]:
+        """A flow for one call: threads must not share what it keeps between ``forward`` and ``pullback``."""
+        idle = self.idle[space]
+        try:
+            flow = idle.pop()
+        except IndexError:
+            flow = self.new_flow(space)
+        try:
+            yield flow
+        finally:
+            idle.append(flow)
+
+    def new_flow(self, space: Space | None = None) -> Flow:
+        space = self.bundle.spaces["z"] if space is None else space
+        return Flow(self.solving.field(space), self.bundle, space, self.prior)
+
+    def readable(self, space: Space) -> Mapping[str, Attribute]:
+        """The attributes that can be read in a space: from w there is no way back to a z that was mapped."""
+        spaces, heads = self.bundle.spaces, self.bundle.heads
+        lost = {name for name, other in spaces.items() if other.is_mapped} - {space.name}
+        return {name: a for name, a in self.bundle.attributes.items() if heads[a.head].space not in lost}
+
+    def read(self, space: Space, latents: Array, psi: Sequence[float],
+             label: Sequence[int]) -> tuple[Array, dict[str, Array]]:
+        """w (n, w_dim), and the logits (n, C) of every readable attribute, at latents (n, width)."""
+        attributes, dtype = self.readable(space), self.solving.dtype
+        heads = {a.head: np.zeros((0, self.bundle.heads[a.head].widths[-1]), dtype) for a in attributes.values()}
+        with self.borrow(space) as flow, np.errstate(over="ignore", invalid="ignore"):
+            labels = np.array(label, np.int64) if flow.labels else None
+            w, found = flow.field.forward(np.asarray(latents, dtype), np.array(psi, dtype)[:, None], labels, heads)
+        return w, {name: found[a.head][0][:, slice(*a.columns)] for name, a in attributes.items()}
+
+    def run(self, take: Callable[[int], Iterable[Ticket]], capacity: int) -> Iterator[list[Ticket]]:
+        """Solve what ``take`` gives, see ``drive``; yields the tickets that ended together, each with its sample."""
+        w_dim, dtype = self.bundle.generator.w_dim, self.solving.dtype
+        with ExitStack() as borrowed:
+
+            def open_lane(start: Start) -> Lane:
+                batch = Batch(capacity, start.space.width, w_dim, dtype)
+                return Lane(self.stepper(start.steps), borrowed.enter_context(self.borrow(start.space)), batch)
+
+            for lane, rows in drive(open_lane, take):
+                tickets = [lane.tickets[row] for row in rows]
+                wanted = [not ticket.is_gone() for ticket in tickets]
+                if any(wanted):
+                    retire(lane, rows[wanted])
+                yield tickets
+
+
+def retire(lane: Lane, rows: Array) -> None:
+    """Give the tickets of finished rows their samples; rows that their solver did not measure are measured now."""
+    batch, flow = lane.batch, lane.flow
+    if len(unknown := rows[~batch.is_measured[rows]]):
+        flow.measure(batch, unknown)
+    # Solvers that end a row without a look at its end leave it to this one; and no picture comes of an infinite w.
+    is_whole = np.isfinite(batch.logp[rows]) & np.isfinite(batch.w[rows]).all(axis=1)
+    batch.status[rows[~is_whole & (batch.status[rows] == Status.DONE)]] = Status.NONFINITE
+    ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
+               batch.counters[rows].tolist(), strict=True)
+    for row, logp, status, (steps, evaluations, rejected, forced) in ends:
+        ticket = lane.tickets[row]
+        ticket.sample = Sample(
+            request=ticket.request, z=batch.z[row].copy() if flow.space.name == "z" else None, w=batch.w[row].copy(),
+            logits=flow.named(batch.logits[row].copy(), batch.tapes[row]), energy=0.0 - logp,
+            status=Status(status), steps=steps, evaluations=evaluations, rejected=rejected, forced=forced,
+        )

@@ -1,0 +1,118 @@
+"""A request becomes a start: its latent, its condition as a tape, and what ``near`` and ``keep`` hold on to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import ndarray as Array
+
+from engine.batch import Start
+from engine.bundle import Bundle
+from engine.condition import Condition
+from engine.errors import ConditionError, RequestError
+from engine.reference.noise import normals_many
+from engine.requests import Request, checked_latent
+from engine.solving import Flows
+from engine.spaces import Space
+from engine.tape import Tape, lower
+
+# Tapes that are kept for conditions that come again.
+TAPES = 256
+# Streams of a seed: 0 is the prior's noise, the next ones the solvers'.
+PRIOR_STREAM = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Anchor:
+    """What ``near`` and ``keep`` hold on to. z (width,), w (w_dim,), and the logits (C,) of every attribute."""
+
+    z: Array
+    w: Array
+    logits: dict[str, Array]
+
+
+class Starts:
+    """Starts of requests, with the sampler's defaults for what they leave open.
+
+    flows        read the anchors, and have the prior that latents are drawn from
+    logic, temperature, guidance   of ``engine.tape.lower``;  truncation: psi
+    """
+
+    def __init__(self, bundle: Bundle, flows: Flows, *, logic: str, temperature: float, guidance: float,
+                 truncation: float):
+        self.bundle, self.flows = bundle, flows
+        self.logic, self.temperature, self.guidance, self.truncation = logic, temperature, guidance, truncation
+        self.tapes: dict[tuple[Condition | None, Space, float], Tape] = {}
+        self.lower(None)  # refuse a bad logic at once
+
+    def start(self, request: Request) -> Start:
+        """Where a request begins. Raises RequestError and ConditionError."""
+        return self.all([request])[0]
+
+    def all(self, requests: Sequence[Request]) -> list[Start]:
+        """Of several requests; a bad one is refused before anything is solved."""
+        latents = self.draw(requests)
+        return [self.begin(request, request.expression, latent)
+                for request, latent in zip(requests, latents, strict=True)]
+
+    def draw(self, requests: Sequence[Request]) -> list[Array]:
+        """Where requests begin: the latent they bring, else the prior's at their seed."""
+        spaces, prior = self.bundle.spaces, self.flows.prior
+        seeds = [r.seed for r in requests if r.latent is None]
+        noise = normals_many(seeds, [PRIOR_STREAM] * len(seeds), prior.noise_dim)
+        drawn = iter(prior.push(noise))
+        return [next(drawn) if r.latent is None else checked_latent(r.latent, spaces[r.space].width, r.space)
+                for r in requests]
+
+    def begin(self, request: Request, condition: Condition | None, latent: Array,
+              anchor: Anchor | None = None) -> Start:
+        """Without an anchor, ``near`` and ``keep`` hold on to the request's own start, as in the paper."""
+        space = self.bundle.spaces[request.space]
+        tape = self.lower(condition, space, request.guidance)
+        if anchor is None and (tape.near or tape.anchors):
+            anchor = self.anchor(request, latent)
+        w_dim = self.bundle.generator.w_dim
+        return Start(
+            z=latent, space=space, tape=tape if anchor is None else tape.anchored(anchor.logits),
+            psi=self.psi(request), label=self.label(request), seed=int(request.seed), steps=request.steps,
+            anchor_z=latent if anchor is None else anchor.z,
+            anchor_w=np.zeros(w_dim, np.float32) if anchor is None else anchor.w,
+        )
+
+    def anchor(self, request: Request, latent: Array) -> Anchor:
+        """The request's own start, by one reading of the field."""
+        space = self.bundle.spaces[request.space]
+        w, logits = self.flows.read(space, latent[None], [self.psi(request)], [self.label(request)])
+        return Anchor(latent, w[0], {name: values[0] for name, values in logits.items()})
+
+    def psi(self, request: Request) -> float:
+        return self.truncation if request.truncation is None else request.truncation
+
+    def label(self, request: Request) -> int:
+        labels = self.bundle.generator.labels
+        if request.label is None:
+            if labels and self.bundle.spaces[request.space].is_mapped:
+                raise RequestError(f"this generator is conditional: give each Request a label in 0..{labels - 1}")
+            return 0
+        if not labels:
+            raise RequestError(f"label {request.label} was given, but this generator is unconditional")
+        if not 0 <= request.label < labels:
+            raise RequestError(f"label {request.label} is out of range: expected 0..{labels - 1}")
+        return int(request.label)
+
+    def lower(self, condition: Condition | None, space: Space | None = None, guidance: float | None = None) -> Tape:
+        """The condition's tape in a space (z). In w there is no z: heads on z are refused, and the * of keep leaves
+        them out."""
+        space = self.bundle.spaces["z"] if space is None else space
+        key = condition, space, self.guidance if guidance is None else guidance
+        if known := self.tapes.get(key):
+            return known
+        attributes = self.flows.readable(space)
+        for name in condition.attributes() if condition is not None else ():
+            if name in self.bundle.attributes and name not in attributes:
+                raise ConditionError(f"attribute {name!r} is read from z, which a request that starts from w "
+                                     "does not have: start from z, or leave the attribute out")
+        if len(self.tapes) >= TAPES:
+            self.tapes.clear()
+        tape = lower(condition, attributes, logic=self.logic, temperature=self.temperature, guidance=key[2])
+        return self.tapes.setdefault(key, tape)
