@@ -22,12 +22,13 @@ from numpy import ndarray as Array
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
+from engine.bundle import sha256
 from engine.folders import write_atomically
 from engine.reference.noise import normals_many
 from engine.requests import Request
 from engine.sampler import Sampler
 from lace_trainer.attributes import Attribute
-from lace_trainer.heads.pairs import DTYPES, Labellers, Pairs, check_size, draw_labels, file_hash, held_back
+from lace_trainer.heads.pairs import DTYPES, Labellers, Pairs, check_size, draw_labels, held_back
 
 Progress = Callable[[int, int, str], None]
 
@@ -135,7 +136,7 @@ class CheckpointSource:
         self.mapping, self.synthesis = parts.mapping, parts.synthesis
         self.synthesis.set_precision(DTYPES[precision])
         self.resolution = self.synthesis.resolution
-        self.facts = {"generator": file_hash(Path(path)), "precision": precision}
+        self.facts = {"generator": sha256(Path(path)), "precision": precision}
 
     @torch.inference_mode()
     def draw(self, seeds: Sequence[int], psi: Array) -> tuple[Array, torch.Tensor]:
