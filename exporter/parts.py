@@ -84,8 +84,10 @@ def head_of(stack: HeadStack, bundle: Bundle) -> str:
 
 def sharpen(heads: Sequence[Head], attributes: Sequence[Attribute],
             sharpened: dict[str, HeadStack]) -> tuple[tuple[Head, ...], tuple[Attribute, ...]]:
-    """The records with the sharp stacks, and the tolerances that came with them."""
-    tolerances = {a.name: a.tolerance for stack in sharpened.values() for a in stack.attributes if a.tolerance}
+    """The records with the sharp stacks, and the tolerances and the origin that came with them."""
+    came = {a.name: a for stack in sharpened.values() for a in stack.attributes}
     heads = tuple(replace(head, sharp=sharp_record(sharpened[head.name].sharp)) if head.name in sharpened else head
                   for head in heads)
-    return heads, tuple(replace(a, tolerance=tolerances.get(a.name, a.tolerance)) for a in attributes)
+    return heads, tuple(
+        replace(a, tolerance=came[a.name].tolerance or a.tolerance,
+                provenance={**a.provenance, **came[a.name].provenance}) if a.name in came else a for a in attributes)

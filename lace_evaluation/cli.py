@@ -56,8 +56,8 @@ EPILOG = f"""suites:
   zero-shot    combinations rarer than 1 in 1,000 among plain samples
   logic        AND, OR, NOT, nested, bounds: product logic and the paper's
   solvers      accuracy, energy and distance from a converged solution against evaluations
-  posterior    samples against the plain samples that satisfy a condition; needs --sharp
-  all          all but goal; posterior only with --sharp
+  posterior    samples against the plain samples that satisfy a condition; needs sharp heads
+  all          all but goal; posterior only with sharp heads
 A run of the suites that was stopped goes on where it was when it is started again with the same options.
 A missed goal is a result, not an error: it is told and the exit code is 0. With --compare the exit code is 1 if a
 metric of the second report is worse by more than chance.
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--compare", nargs=2, type=Path, metavar="REPORT", help="two reports of the suites, and nothing else")
     add("--judge", type=Path, default=judges.JUDGE, metavar="FILE", help="a classifier of lace-train (the package's)")
     add("--identity", type=Path, default=judges.IDENTITY, metavar="FILE", help="an identity network (the package's)")
-    add("--sharp", type=Path, nargs="+", metavar="FILE", help="sharp heads of lace-train heads, for posterior")
+    add("--sharp", type=Path, nargs="+", metavar="FILE", help="sharp heads for posterior (the bundle's)")
     add("--count", type=positive, metavar="N", help=f"pictures of every condition ({COUNT}; the suites {SUITE_COUNT})")
     add("--seed", type=seed, default=0, metavar="S", help="of the first; the others follow (0)")
     add("--label", type=whole, metavar="N", help="class of a conditional generator")
@@ -94,7 +94,8 @@ def open_judge(path: Path, sampler: Sampler) -> tuple:
 
     judge, digest = load(path), sha256(path)
     for attribute in sampler.bundle.attributes.values():
-        if digest in dict(attribute.provenance).get("trained_on", {}).get("labellers", ()):
+        origins = attribute.provenance, attribute.provenance.get("sharp", {})
+        if any(digest in origin.get("trained_on", {}).get("labellers", ()) for origin in origins):
             raise UsageError(
                 f"{path} labelled the pictures on which the head of {attribute.name!r} was trained: it cannot judge "
                 "it; give --judge a classifier of another --role"
@@ -162,16 +163,17 @@ def run_suites(options: argparse.Namespace) -> int:
         raise UsageError("the suites write a folder of tables and pictures: give --out DIR")
     runner.check_packages()
     from lace_evaluation import report as suites_report  # it imports the packages that were just looked for
-    from lace_evaluation.sharp import read_sharp
+    from lace_evaluation.sharp import read_sharp, sharp_of
 
     out = runner.prepare(options.out, overwrite=options.overwrite)
     check_label(opened(options), options.label)
     eyes = open_eyes(options, open_sampler(options))
-    if options.suite == POSTERIOR and not options.sharp:
-        raise UsageError("the suite posterior samples by sharp heads: give --sharp NAME.sharp.safetensors ..., which "
-                         "lace-train heads writes")
-    names = [name for name in SUITES if options.sharp or name != POSTERIOR] if options.suite == ALL else [options.suite]
-    sharp = read_sharp(options.sharp, opened(options).attributes) if options.sharp else None
+    bundle = opened(options)
+    sharp = read_sharp(options.sharp, bundle.attributes) if options.sharp else sharp_of(bundle)
+    if options.suite == POSTERIOR and sharp is None:
+        raise UsageError("the suite posterior samples by sharp heads, which this bundle lacks: give --sharp "
+                         "NAME.sharp.safetensors ..., which lace-train heads writes")
+    names = [name for name in SUITES if sharp or name != POSTERIOR] if options.suite == ALL else [options.suite]
     with progress_bar("plain samples and renders") as progress:
         run = runner.run(names, lambda **changes: open_variant(options, **changes), eyes, out, count=options.count,
                          seed=options.seed, label=options.label, progress=progress, sharp=sharp)

@@ -90,10 +90,10 @@ def make_pool(study: Study) -> Cell:
 
 @cache
 def posterior_of(study: Study) -> PosteriorSampler:
-    return PosteriorSampler.open(study.open_sampler, sharp_of(study))
+    return PosteriorSampler.open(study.open_sampler, heads_of(study))
 
 
-def sharp_of(study: Study) -> SharpHeads:
+def heads_of(study: Study) -> SharpHeads:
     assert study.sharp is not None
     return study.sharp
 
@@ -148,7 +148,7 @@ def cell(study: Study, method: str, condition: Condition) -> Cell:
 def true(study: Study, condition: Condition, labels: Array) -> Array:
     """Whether the judge says that a condition holds (n,); a value to within its head's tolerance."""
     seen = as_logits(study.attributes.values(), labels)
-    tolerances = sharp_of(study).tolerances
+    tolerances = heads_of(study).tolerances
 
     def truth(part: Condition) -> Array:
         match part:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Status
-from engine.bundle import Attribute
+from engine.bundle import Attribute, Bundle
 from engine.errors import LaceError
 from engine.reference import field
 from engine.reference.evidence import Evidence, evidence
@@ -22,7 +22,7 @@ from engine.solvers import GaussNewton
 from engine.tape import Tape, lower, lower_crisp
 from exporter.heads import load_heads
 
-NEWTON = 6  # steps of ``approach``
+NEWTON, NEARER = 6, 4.0  # steps of ``approach``, and their guidance
 LEAST_TOLERANCE = 0.03
 
 
@@ -48,16 +48,25 @@ def read_sharp(paths: Sequence[Path], attributes: Mapping[str, Attribute]) -> Sh
     """Head files of ``lace-train heads``; LaceError where one is not calibrated or an attribute is missing."""
     stacks, tolerances = {}, {}
     for path in paths:
-        stack = load_heads(path)
-        for attribute in stack.attributes:
-            if not attribute.provenance.get("calibrated"):
-                raise LaceError(f"{path} holds no calibrated head of {attribute.name!r}: give the files "
-                                "NAME.sharp.safetensors that lace-train heads writes")
-            stacks[attribute.name] = Stack(stack.layers, attribute.columns, stack.space)
-            tolerances[attribute.name] = float(attribute.provenance.get("tolerance") or LEAST_TOLERANCE)
+        head = load_heads(path)
+        if head.sharp is None or not head.sharp.calibrated:
+            raise LaceError(f"{path} holds no calibrated sharp stack: give files that lace-train heads --sharp wrote")
+        for attribute in head.attributes:
+            stacks[attribute.name] = Stack(head.sharp.layers, attribute.columns, head.space)
+            tolerances[attribute.name] = attribute.tolerance or LEAST_TOLERANCE
     if missing := [name for name in attributes if name not in stacks]:
         raise LaceError(f"there is no sharp head of {', '.join(missing)}: give a file of each attribute of the bundle")
     return SharpHeads(stacks, tolerances)
+
+
+def sharp_of(bundle: Bundle) -> SharpHeads | None:
+    """The bundle's own; None where one of its attributes has no calibrated sharp stack."""
+    heads = bundle.heads
+    if not all((sharp := heads[a.head].sharp) and sharp.calibrated for a in bundle.attributes.values()):
+        return None
+    stacks = {name: Stack(field.layers(bundle.field, f"head.{a.head}.sharp"), a.columns, heads[a.head].space)
+              for name, a in bundle.attributes.items()}
+    return SharpHeads(stacks, {name: a.tolerance or LEAST_TOLERANCE for name, a in bundle.attributes.items()})
 
 
 class PosteriorSampler:
@@ -73,7 +82,7 @@ class PosteriorSampler:
 
     @classmethod
     def open(cls, open_sampler, heads: SharpHeads, settings: Settings | None = None) -> "PosteriorSampler":
-        return cls(open_sampler(), open_sampler(solver=GaussNewton(steps=NEWTON)), heads, settings)
+        return cls(open_sampler(), open_sampler(solver=GaussNewton(steps=NEWTON), guidance=NEARER), heads, settings)
 
     def lower(self, condition) -> Tape:
         attributes = self.flow.bundle.attributes
@@ -88,10 +97,14 @@ class PosteriorSampler:
         def towards(rows: Array, z: Array) -> Array:
             near = [Request(requests[row].condition, seed=requests[row].seed, z=start, label=requests[row].label,
                             truncation=requests[row].truncation) for row, start in zip(rows, z, strict=True)]
-            return np.stack([end.z for end in self.near.solve(near) if end.z is not None]).astype(np.float32)
+            ends = np.stack([end.z for end in self.near.solve(near) if end.z is not None])
+            # The mapping does not see the length of z, which long steps stretch and the prior does not like.
+            return (ends * np.linalg.norm(z, axis=1, keepdims=True)
+                    / np.linalg.norm(ends, axis=1, keepdims=True)).astype(np.float32)
 
         wishes = [Wish(self.lower(r.expression), self.flow.starts.psi(r), r.label or 0) for r in requests]
-        return BundleWorld(self.flow.bundle.field, self.heads.stacks, wishes, g.z_dim, towards=towards)
+        return BundleWorld(self.flow.bundle.field, self.heads.stacks, wishes, g.z_dim, normalise=g.normalise,
+                           towards=towards)
 
     def solve(self, requests: Sequence[Request]) -> tuple[list[Sample], Ends, float]:
         """Samples, what became of the rows, and the seconds that it took."""
@@ -103,7 +116,7 @@ class PosteriorSampler:
             flown = self.flow.solve([requests[row] for row in lost])
             ends.x[lost] = np.stack([s.z for s in flown if s.z is not None])
         seconds = time.perf_counter() - began
-        w, _ = field.mapping(self.flow.bundle.field, ends.x, world.psi, world.label)
+        w = world.map(np.arange(len(requests)), ends.x)
         samples = [
             Sample(request, ends.x[i], w[i], {}, float(-ends.log_p[i]), Status.DONE, int(ends.corrections[i]),
                    int(ends.candidates[i] + ends.corrections[i]), int(ends.corrections[i] - ends.accepted[i]), 0)

@@ -17,9 +17,12 @@ from lace_trainer.gan.cli import Report, add_gan, add_score, score_gan, train_ga
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from exporter.heads import HeadStack
     from lace_trainer.heads.calibration import Calibration
     from lace_trainer.heads.labelled import Labelled
     from lace_trainer.heads.pairs import Pairs
+
+    Stacks = Sequence[HeadStack]
 
 log = logging.getLogger(__name__)
 
@@ -154,14 +157,21 @@ def check_heads_options(options: argparse.Namespace) -> None:
 
 
 def train_heads(options: argparse.Namespace, report: Report) -> dict:
+    from lace_trainer.heads.sharp import join
+    from lace_trainer.heads.training import save_heads
+
     check_heads_options(options)
     check_wanted(options)
-    facts: dict = {"heads": []}
-    for is_wanted, train in ((options.sharp, train_sharp_heads), (options.smooth, train_smooth_heads)):
-        if is_wanted:
-            found = train(options, report)
-            facts = {**facts, **found, "heads": facts["heads"] + found["heads"]}
-    return facts
+    facts: dict = {}
+    sharp = smooth = None
+    if options.sharp:
+        sharp, found = train_sharp_heads(options, report)
+        facts |= found
+    if options.smooth:
+        smooth, found = train_smooth_heads(options, report)
+        facts |= found
+    stacks = join(smooth, sharp) if smooth and sharp else smooth or sharp or []
+    return {"heads": [str(path) for path in save_heads(options.out, stacks)], **facts}
 
 
 def check_wanted(options: argparse.Namespace) -> None:
@@ -172,7 +182,7 @@ def check_wanted(options: argparse.Namespace) -> None:
         check_names(options.attributes or [], [attribute.name for attribute in Labellers(options.labeller).attributes])
 
 
-def train_smooth_heads(options: argparse.Namespace, report: Report) -> dict:
+def train_smooth_heads(options: argparse.Namespace, report: Report) -> tuple["Stacks", dict]:
     from exporter.heads import load_heads
     from lace_trainer.heads import training as heads
     from lace_trainer.heads.pairs import Labellers
@@ -195,9 +205,8 @@ def train_smooth_heads(options: argparse.Namespace, report: Report) -> dict:
         pairs = joined(pairs, steered)
         trained = heads.train_heads(pairs, config, progress=report)
         stacks = trained.stacks
-    paths = heads.save_heads(options.out, trained)
-    return {"heads": [str(path) for path in paths], "pairs": len(pairs.w), "accuracy": trained.validation,
-            "test_accuracy": trained.test, "best_epoch": trained.best_epoch, "seconds": trained.seconds}
+    return trained.stacks, {"pairs": len(pairs.w), "accuracy": trained.validation, "test_accuracy": trained.test,
+                            "best_epoch": trained.best_epoch, "seconds": trained.seconds}
 
 
 PACKAGES = ("torch",)
@@ -231,7 +240,7 @@ def labelled_of(options: argparse.Namespace, report: Report) -> "Labelled":
                                      progress=report)
 
 
-def train_sharp_heads(options: argparse.Namespace, report: Report) -> dict:
+def train_sharp_heads(options: argparse.Namespace, report: Report) -> tuple["Stacks", dict]:
     from lace_trainer.heads import calibration, sharp
 
     data = labelled_of(options, report)
@@ -239,15 +248,14 @@ def train_sharp_heads(options: argparse.Namespace, report: Report) -> dict:
     config = sharp.SharpConfig(hidden=tuple(options.hidden), epochs=options.sharp_epochs, dropout=options.dropout,
                                seed=options.seed or 0)
     trained = sharp.train_sharp(data, config, progress=report)
-    paths = sharp.save_sharp(options.out, trained)
     found = list(trained.calibration.values())
     calibration.plot(options.out / "reliability.png", found)
     for head in found:
         if head.is_overconfident:
             log.warning("%s promised too much (temperature %.2f): its labels are noisy; try --dropout 0.3 or fewer "
                         "--sharp-epochs", head.name, head.temperature)
-    return {"heads": [str(path) for path in paths], "calibration": {c.name: summary(c) for c in found},
-            "sharp_pairs": len(data.w), "sharp_seconds": trained.seconds}
+    return trained.stacks, {"calibration": {c.name: summary(c) for c in found}, "sharp_pairs": len(data.w),
+                            "sharp_seconds": trained.seconds}
 
 
 def summary(found: "Calibration") -> dict:

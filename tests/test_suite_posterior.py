@@ -15,7 +15,7 @@ from engine.reference.posterior import Settings
 from engine.requests import Request
 from engine.sampler import Sampler
 from engine.solvers import GaussNewton, Langevin
-from exporter.heads import save_head
+from exporter.heads import SharpStack, save_head
 from lace_evaluation import cli, likeness, posterior, study
 from lace_evaluation.methods import solved_by
 from lace_evaluation.posterior_report import goals
@@ -34,10 +34,10 @@ def sharp_files(tmp_path_factory):
     """A head of all attributes of the tiny world, called calibrated; its logits are steep."""
     stack = world_head()
     weight, bias = stack.layers[-1]
-    named = tuple(replace(a, provenance={"calibrated": True, "tolerance": 0.2 if a.kind == "value" else None})
-                  for a in stack.attributes)
+    named = tuple(replace(a, tolerance=0.2 if a.kind == "value" else None) for a in stack.attributes)
+    sharp = SharpStack((*stack.layers[:-1], (8 * weight, bias)), True)
     path = tmp_path_factory.mktemp("sharp") / "world.sharp.safetensors"
-    save_head(path, replace(stack, layers=(*stack.layers[:-1], (8 * weight, bias)), attributes=named))
+    save_head(path, replace(stack, layers=(), attributes=named, sharp=sharp))
     return [path]
 
 
@@ -148,7 +148,7 @@ def test_the_suite_from_end_to_end(made, sharp_files, tmp_path, monkeypatch, cap
     options = [str(made[0].path), "--judge", str(made[1]), "--identity", str(file), "--threads", "1", "--suite",
                "posterior", "--count", "2", "--out", str(out)]
     assert cli.main(options) == BAD_INPUT
-    assert "give --sharp" in capsys.readouterr().err
+    assert "which this bundle lacks" in capsys.readouterr().err
     assert cli.main([*options, "--sharp", *map(str, sharp_files)]) == OK
     facts = json.loads((out / "report.json").read_text())["suites"]["posterior"]
     assert [c["condition"] for c in facts["conditions"]] == ["beard", "hat | glasses", "age=0.5"]

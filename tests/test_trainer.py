@@ -129,7 +129,7 @@ def test_heads_learn_a_linear_rule_and_survive_their_file(tmp_path):
     assert trained.validation["age"] > 0.95
     assert trained.validation["hair"] > 0.9
     assert trained.test["smile"] > 0.95
-    paths = heads.save_heads(tmp_path, trained)
+    paths = heads.save_heads(tmp_path, trained.stacks)
     assert [p.name for p in paths] == ["smile.safetensors", "age.safetensors", "hair.safetensors"]
     stack = load_heads(paths[1])
     assert stack.space == "w"

@@ -35,7 +35,7 @@ def logistic_world(count=6000, held=2000, sharpness=3.0, seed=0, flipped=0.0):
 
 
 def promised(stack, w):
-    return np.exp(calibration.log_softmax(head(stack.layers, w)[0]))[:, 1]
+    return np.exp(calibration.log_softmax(head(stack.sharp.layers, w)[0]))[:, 1]
 
 
 def test_a_sharp_head_knows_the_probability_and_not_only_the_class():
@@ -61,7 +61,7 @@ def test_noisy_labels_do_not_make_a_sharp_head_promise_too_much():
     unguarded = logits_of_last_epoch(data, config)
     known = data.votes[-2000:, :2]
     assert calibration.temperature(unguarded[-2000:], known) > 2
-    best = head(trained.stacks[0].layers, data.w[-2000:])[0]
+    best = head(trained.stacks[0].sharp.layers, data.w[-2000:])[0]
     assert calibration.log_loss(best, known) < calibration.log_loss(unguarded[-2000:], known)
 
 
@@ -78,7 +78,7 @@ def logits_of_last_epoch(data, config):
         sharp.judged = kept
     assert trained.best_epoch["smile"] == config.epochs
     assert torch.is_grad_enabled()
-    return head(trained.stacks[0].layers, data.w)[0] * trained.calibration["smile"].temperature
+    return head(trained.stacks[0].sharp.layers, data.w)[0] * trained.calibration["smile"].temperature
 
 
 def test_a_temperature_is_found_where_it_is_known():
@@ -113,7 +113,7 @@ def test_sharp_heads_of_one_attribute_do_not_depend_on_the_others(tmp_path):
     data, _ = logistic_world(count=600, held=200)
     both = train_sharp(data, replace(CONFIG, epochs=2)).stacks[0]
     alone = train_sharp(data.select(["smile"]), replace(CONFIG, epochs=2)).stacks[0]
-    for a, b in zip(both.layers, alone.layers, strict=True):
+    for a, b in zip(both.sharp.layers, alone.sharp.layers, strict=True):
         np.testing.assert_allclose(a[0], b[0], rtol=1e-3, atol=1e-4)
 
 
@@ -127,7 +127,7 @@ def test_pairs_are_unanimous_votes_and_gaps_count_nothing():
     assert np.isnan(data.votes[:, :2]).all(axis=1).sum() == 20
     assert set(np.unique(data.votes[~np.isnan(data.votes[:, 0]), :2])) == {0, 1}
     trained = train_sharp(data, replace(CONFIG, epochs=1))
-    assert all(np.isfinite(weight).all() for stack in trained.stacks for weight, _ in stack.layers)
+    assert all(np.isfinite(weight).all() for stack in trained.stacks for weight, _ in stack.sharp.layers)
 
 
 def test_too_few_pairs_are_refused():
@@ -188,13 +188,19 @@ def test_the_command_line_trains_both_stacks_from_a_bundle(labellers, tmp_path, 
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["calibration"]) == {"smile", "age"}
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"smile.safetensors", "smile.sharp.safetensors", "age.sharp.safetensors", "reliability.png"} <= names
-    stack = load_heads(tmp_path / "smile.sharp.safetensors")
-    assert [weight.shape[0] for weight, _ in stack.layers] == [8, 8, 2]
-    facts = stack.attributes[0].provenance
-    assert facts["calibrated"]
-    assert set(facts["ece"]) == {"0.5", "0.7", "1"}
-    assert facts["trained_on"]["bundle"] == bundle.hash
+    assert {"smile.safetensors", "age.safetensors", "reliability.png"} <= names
+    stack = load_heads(tmp_path / "smile.safetensors")
+    assert len(stack.layers) == 4
+    assert [weight.shape[0] for weight, _ in stack.sharp.layers] == [8, 8, 2]
+    assert stack.sharp.calibrated
+    assert set(stack.sharp.ece["smile"]) == {"0.5", "0.7", "1"}
+    assert stack.attributes[0].provenance["sharp"]["trained_on"]["bundle"] == bundle.hash
+    assert load_heads(tmp_path / "age.safetensors").attributes[0].tolerance >= calibration.LEAST_TOLERANCE
+    assert main([*options, "--no-smooth", "--out", str(tmp_path)]) == OK
+    assert load_heads(tmp_path / "smile.safetensors").layers  # what was there stays
+    alone = load_heads(tmp_path / "smile.sharp.safetensors")
+    assert not alone.layers
+    assert all(np.array_equal(a, b) for a, b in zip(alone.sharp.layers[0], stack.sharp.layers[0], strict=True))
     assert main([*options, "--no-smooth", "--no-sharp", "--out", str(tmp_path / "x")]) == BAD_INPUT
     assert main(["heads", "--bundle", str(bundle.path), "--out", str(tmp_path / "x")]) == BAD_INPUT
     assert "needs --labeller" in capsys.readouterr().err

@@ -35,13 +35,14 @@ class Wish:
 class BundleWorld:
     """Rows with wishes in the world of a bundle.
 
-    tensors    a bundle's field;  stacks: of each attribute
+    tensors    a bundle's field;  stacks: of each attribute;  normalise: whether the mapping scales z first
     towards    z (n, z_dim) of rows (n,) -> nearer to where their conditions hold; only with the prior of z itself
     """
 
     def __init__(self, tensors: Mapping[str, Array], stacks: Mapping[str, Stack], wishes: Sequence[Wish], z_dim: int, *,
-                 prior: Prior | None = None, towards: Callable[[Array, Array], Array] | None = None):
-        self.tensors, self.stacks, self.wishes = tensors, stacks, list(wishes)
+                 normalise: bool = True, prior: Prior | None = None,
+                 towards: Callable[[Array, Array], Array] | None = None):
+        self.tensors, self.stacks, self.wishes, self.normalise = tensors, stacks, list(wishes), normalise
         self.prior = prior or StandardNormal(z_dim)
         self.noise_dim, self.towards = self.prior.noise_dim, towards
         self.psi = np.array([[wish.psi] for wish in self.wishes], np.float32)
@@ -52,7 +53,7 @@ class BundleWorld:
 
     def log_p(self, rows: Array, x: Array) -> tuple[Array, Array]:
         z = self.prior.push(x)
-        w, _ = field.mapping(self.tensors, z, self.psi[rows], self.label[rows])
+        w = self.map(rows, z)
         relaxed, crisp = np.empty(len(rows)), np.empty(len(rows))
         for i, tape in enumerate(self.tapes):
             part = np.flatnonzero(self.kind[rows] == i)
@@ -62,6 +63,9 @@ class BundleWorld:
                 relaxed[part] = log_probability(tape.program, parameters, u, relaxed=True)
                 crisp[part] = log_probability(tape.program, parameters, u)
         return relaxed, crisp
+
+    def map(self, rows: Array, z: Array) -> Array:
+        return field.mapping(self.tensors, z, self.psi[rows], self.label[rows], normalise=self.normalise)[0]
 
     def columns(self, columns: Sequence[Column], z: Array, w: Array) -> Array:
         """What a tape reads (n, columns), from the heads that it mentions."""

@@ -7,9 +7,8 @@ temperature with which they foretell the labellers' votes on the same pairs.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from engine.errors import LaceError
 from engine.reference.field import head
-from exporter.heads import HeadAttribute, HeadStack, save_head
+from exporter.heads import HeadAttribute, HeadStack, SharpStack
 from lace_trainer.heads import calibration
 from lace_trainer.heads.calibration import Calibration
 from lace_trainer.heads.labelled import Labelled
@@ -46,7 +45,8 @@ class SharpConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharpHeads:
-    """One stack for every attribute, its calibration on held-out pairs that chose nothing, and the epoch it is from."""
+    """One stack for every attribute, without a smooth one; its calibration on held-out pairs that chose nothing, and
+    the epoch that it is from."""
 
     stacks: tuple[HeadStack, ...]
     calibration: dict[str, Calibration]
@@ -176,9 +176,11 @@ def finish(heads: Heads, labelled: Labelled, centre: np.ndarray, spread: np.ndar
         record = HeadAttribute(
             name, attribute.kind, attribute.classes, (0, high - low), layers=style_layers(name, labelled.source),
             range=value_range(values) if attribute.kind == "value" else (0.0, 1.0),
-            provenance=provenance(labelled, found[name], config),
+            provenance={"sharp": provenance(labelled, found[name], config)}, tolerance=found[name].tolerance,
         )
-        stacks.append(HeadStack(name, "w", layers, (record,)))
+        temperature = {name: scale} if attribute.kind == "class" else {}
+        sharp = SharpStack(layers, True, temperature, {name: dict(found[name].ece)})
+        stacks.append(HeadStack(name, "w", (), (record,), sharp))
     return tuple(stacks), found
 
 
@@ -196,19 +198,17 @@ def logits_of(layers: tuple, w: np.ndarray) -> np.ndarray:
 def provenance(labelled: Labelled, found: Calibration, config: SharpConfig) -> Mapping:
     facts = {
         "trained_on": {k: v for k, v in labelled.source.items() if k != "labeller_accuracy"},
-        "pairs": len(labelled.w), "held_out": labelled.held_out, "training": asdict(config), "calibrated": True,
+        "pairs": len(labelled.w), "held_out": labelled.held_out, "training": asdict(config),
     }
     if found.kind == "class":
-        return facts | {"temperature": found.temperature, "ece": dict(found.ece), "log_loss": dict(found.log_loss),
-                        "held_out_accuracy": dict(found.accuracy)}
-    return facts | {"held_out_error": dict(found.error), "tolerance": found.tolerance}
+        return facts | {"log_loss": dict(found.log_loss), "held_out_accuracy": dict(found.accuracy)}
+    return facts | {"held_out_error": dict(found.error)}
 
 
-def save_sharp(directory: Path, trained: SharpHeads) -> list[Path]:
-    """One file per attribute, NAME.sharp.safetensors."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{stack.name}.sharp.safetensors" for stack in trained.stacks]
-    for path, stack in zip(paths, trained.stacks, strict=True):
-        save_head(path, stack)
-    return paths
+def join(smooth: Sequence[HeadStack], sharp: Sequence[HeadStack]) -> list[HeadStack]:
+    """Both stacks of each attribute in one."""
+    second = {stack.name: stack for stack in sharp}
+    return [replace(stack, sharp=second[stack.name].sharp, attributes=tuple(
+        replace(ours, tolerance=theirs.tolerance, provenance={**ours.provenance, **theirs.provenance})
+        for ours, theirs in zip(stack.attributes, second[stack.name].attributes, strict=True)
+    )) for stack in smooth]

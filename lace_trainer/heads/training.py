@@ -231,11 +231,11 @@ def style_layers(name: str, source: Mapping) -> tuple[int, ...] | None:
     return tuple(range(first, last + 1))
 
 
-def save_heads(directory: Path, trained: TrainedHeads) -> list[Path]:
-    """One file per attribute, NAME.safetensors."""
+def save_heads(directory: Path, stacks: Sequence[HeadStack]) -> list[Path]:
+    """One file per attribute: NAME.safetensors, or NAME.sharp.safetensors of what is sharp alone."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{stack.name}.safetensors" for stack in trained.stacks]
-    for path, stack in zip(paths, trained.stacks, strict=True):
+    paths = [directory / f"{stack.name}{'' if stack.layers else '.sharp'}.safetensors" for stack in stacks]
+    for path, stack in zip(paths, stacks, strict=True):
         save_head(path, stack)
     return paths
