@@ -24,6 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
+# Threads of the libraries for matrices would not be there in the children, but the locks that they hold would.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 import numpy as np
 
 from engine import disk

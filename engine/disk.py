@@ -1,5 +1,6 @@
 """What the operating system is asked for when something is written: errors that say so, locks, syncs, renames."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -97,8 +98,9 @@ def open_locked(path: Path, flags: int = os.O_CREAT) -> int | None:
                 os.close(handle)
                 return None
             # Its last owner may have removed it between our two calls: then it keeps nobody away.
-            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
-                return handle
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(handle)):
+                    return handle
         except BaseException:
             os.close(handle)
             raise
