@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy import ndarray as Array
 
 from engine.spaces import Space
 from engine.tape import EMPTY, Tape
+
+if TYPE_CHECKING:
+    from engine.solvers import Solver
 
 
 class Status(IntEnum):
@@ -18,6 +22,7 @@ class Status(IntEnum):
     STEP_LIMIT = 2
     NONFINITE = 3
     STEP_UNDERFLOW = 4
+    NOT_ENTERED = 5
 
     @property
     def sentence(self) -> str:
@@ -25,7 +30,7 @@ class Status(IntEnum):
 
 
 # numpy takes plain integers ten times as fast as members of an enumeration.
-RUNNING, DONE, STEP_LIMIT, NONFINITE, STEP_UNDERFLOW = map(int, Status)
+RUNNING, DONE, STEP_LIMIT, NONFINITE, STEP_UNDERFLOW, NOT_ENTERED = map(int, Status)
 
 SENTENCES = {
     Status.RUNNING: "still running",
@@ -33,6 +38,7 @@ SENTENCES = {
     Status.STEP_LIMIT: "ran out of steps before the end of the flow",
     Status.NONFINITE: "met a value that is not finite",
     Status.STEP_UNDERFLOW: "needed a step too small to make progress",
+    Status.NOT_ENTERED: "found no latent of which the heads are sure enough, and follows the flow instead",
 }
 
 
@@ -42,8 +48,9 @@ class Start:
 
     z          (width,) the state: a latent of ``space``
     psi        truncation of the row;  label: class of a conditional generator
-    steps      fixed steps of the row, None: the solver's own
     anchor_z, anchor_w   what ``near`` measures from
+    solver     how the row advances, None: as its lane does
+    wish       the condition for the posterior, whose statements on values are true or false
     """
 
     z: Array
@@ -54,7 +61,8 @@ class Start:
     seed: int
     anchor_z: Array
     anchor_w: Array
-    steps: int | None = None
+    solver: "Solver | None" = None
+    wish: Tape = EMPTY
 
 
 class Batch:
@@ -70,6 +78,7 @@ class Batch:
     error         (capacity,) float64      last accepted error, for PI control
     reach         (capacity,) float64      longest step that the budget may force
     counters      (capacity, 4)            steps, evaluations, rejected, forced
+    walks         (capacity, 4)            of the posterior: exact, candidates, corrections, accepted
     is_watched    whether rows may be dropped or admitted before one of them ends: a solver then takes one step a call
     """
 
@@ -96,7 +105,9 @@ class Batch:
         self.status = np.full(capacity, Status.DONE, np.int32)
         self.counters = np.zeros((capacity, 4), np.int32)
         self.steps, self.evaluations, self.rejected, self.forced = self.counters.T
+        self.walks = np.zeros((capacity, 4), np.int64)
         self.seeds = [0] * capacity
+        self.wishes: list[Tape] = [EMPTY] * capacity
         self.is_watched = False
         self.tapes: list[Tape] = [EMPTY] * capacity
 
@@ -109,7 +120,7 @@ class Batch:
         self.near[row] = start.tape.near
         self.columns[row] = len(start.tape.columns)
         self.clock[row], self.step[row], self.error[row], self.reach[row] = 0.0, 0.0, 1.0, np.inf
-        self.counters[row] = 0
+        self.counters[row], self.walks[row], self.wishes[row] = 0, 0, start.wish
         self.status[row], self.is_measured[row] = RUNNING, False
 
     def keep(self, rows: Array | slice, logp: Array, w: Array, logits: Array) -> None:

@@ -89,15 +89,15 @@ class Lane:
 def drive(open_lane: Callable[[Start], Lane], take: Callable[[int], Iterable[Ticket]]) -> Iterator[tuple[Lane, Array]]:
     """Solve the tickets that ``take`` gives, until it gives none while no row runs.
 
-    open_lane   a lane for rows with the space and the steps of a start, with room for all that ``take`` gives
+    open_lane   a lane for rows with the space and the solver of a start, with room for all that ``take`` gives
     take        called before each step with the number of rows that are running; it may wait when that is none
 
     Yields a lane and its rows that have come to their end; the rows are free as soon as the next is asked for.
     """
-    lanes: dict[tuple[Space, int | None], Lane] = {}
+    lanes: dict[tuple[Space, Solver | None], Lane] = {}
     while True:
         for ticket in take(sum(len(lane.tickets) for lane in lanes.values())):
-            kind = ticket.start.space, ticket.start.steps
+            kind = ticket.start.space, ticket.start.solver
             if kind not in lanes:
                 lanes[kind] = open_lane(ticket.start)
             lanes[kind].admit(ticket)

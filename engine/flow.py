@@ -9,6 +9,7 @@ mention it, and as many cotangents are pulled back as rows have columns.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy import ndarray as Array
@@ -229,3 +230,12 @@ class Flow:
         firsts = {name: self.inputs.spans[a.head].start for name, a in self.bundle.attributes.items()}
         return {name: slice(firsts[name] + a.columns[0], firsts[name] + a.columns[1])
                 for name, a in self.bundle.attributes.items()}
+
+
+class Solver(Protocol):
+    """How rows advance along a flow: see engine.solvers."""
+
+    __dataclass_fields__: ClassVar[dict]
+
+    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None: ...
+    def step(self, flow: Flow, batch: Batch, rows: Array) -> None: ...

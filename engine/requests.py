@@ -24,8 +24,11 @@ class Request:
     z            (z_dim,) a start instead of the seed's
     w            (w_dim,) a start in W, for latents of inverted photographs: the flow then runs in W
     label        class of a conditional generator
-    truncation, guidance, steps   psi, the factor of the condition's log p, and a number of fixed steps, of this row;
-                 None: the sampler's
+    truncation   psi
+    guidance     the factor of the condition's log p, or of the posterior the power of P
+    confidence   of the posterior: the least P(condition)
+    steps        fixed steps of the flow, or of the posterior those inside the set
+                 All four of this row; None: the sampler's
 
     Raises RequestError, and ConditionError for a condition that cannot be read.
     """
@@ -38,6 +41,7 @@ class Request:
     label: int | None = None
     guidance: float | None = None
     steps: int | None = None
+    confidence: float | None = None
 
     def __post_init__(self):
         if isinstance(self.condition, str):
@@ -54,6 +58,10 @@ class Request:
             raise RequestError(f"label {self.label!r} is not the number of a class")
         if self.guidance is not None and not (is_finite(self.guidance) and self.guidance > 0):
             raise RequestError(f"guidance {self.guidance!r} is not a finite number above 0")
+        if self.confidence is not None and not (is_finite(self.confidence) and 0 < self.confidence < 1):
+            raise RequestError(f"confidence {self.confidence!r} is not a number between 0 and 1")
+        if self.confidence is not None and self.guidance is not None:
+            raise RequestError("confidence and guidance both say how sure the heads must be: give one of them")
         if self.steps is not None and not (isinstance(self.steps, numbers.Integral) and self.steps > 0):
             raise RequestError(f"steps {self.steps!r} is not a positive integer")
 
@@ -86,6 +94,9 @@ class Sample:
     status        DONE, or why the row stopped
     steps, evaluations   accepted steps, and evaluations of the field
     forced        steps that the evaluation budget lengthened beyond what the tolerance asked for
+    exact, candidates, corrections, acceptance   of the posterior: whether a candidate of the prior was accepted, which
+                  is an exact and independent sample; how many were drawn; steps of preconditioned Crank-Nicolson for
+                  rows without one, and the share of these that moved the row, None without steps
     """
 
     request: Request
@@ -100,6 +111,10 @@ class Sample:
     forced: int
     image: Array | None = None
     ws: Array | None = None
+    exact: bool = False
+    candidates: int = 0
+    corrections: int = 0
+    acceptance: float | None = None
 
     @property
     def condition(self) -> Condition | None:

@@ -11,12 +11,12 @@ from numpy import ndarray as Array
 from engine.batch import Batch, Start, Status
 from engine.bundle import Attribute, Bundle
 from engine.drive import Lane, Ticket, drive
-from engine.errors import SolveError
 from engine.flow import Flow
 from engine.prior import Prior
 from engine.requests import Sample
 from engine.runtimes import Solving
-from engine.solvers import Solver, describe
+from engine.solvers import Solver
+from engine.solvers.posterior import Posterior
 from engine.spaces import Space
 
 
@@ -36,13 +36,13 @@ class Flows:
         """Rows that a batch may have; some runtimes let more than ``capacity`` wait where the others run."""
         return self.solving.room(self.solver, self.capacity)
 
-    def stepper(self, steps: int | None = None) -> Solver:
-        """The solver as it runs on the runtime, with so many fixed steps if they are given."""
-        if steps is None:
-            return self.solving.solver(self.solver, self.capacity)
-        if "steps" not in self.solver.__dataclass_fields__:
-            raise SolveError(f"solver {describe(self.solver)} takes no number of steps: leave steps out")
-        return self.solving.solver(replace(self.solver, steps=steps), self.capacity)
+    def stepper(self, solver: Solver | None = None) -> Solver:
+        """A solver, or the default one, as it runs on the runtime."""
+        solver = solver or self.solver
+        if isinstance(solver, Posterior):
+            flow, nearer = (self.solving.solver(own, self.capacity) for own in (solver.flow, solver.nearer))
+            return replace(solver, flow=flow, nearer=nearer)
+        return self.solving.solver(solver, self.capacity)
 
     @contextmanager
     def borrow(self, space: Space) -> Iterator[Flow]:
@@ -84,7 +84,7 @@ class Flows:
 
             def open_lane(start: Start) -> Lane:
                 batch = Batch(capacity, start.space.width, w_dim, dtype)
-                return Lane(self.stepper(start.steps), borrowed.enter_context(self.borrow(start.space)), batch)
+                return Lane(self.stepper(start.solver), borrowed.enter_context(self.borrow(start.space)), batch)
 
             for lane, rows in drive(open_lane, take):
                 tickets = [lane.tickets[row] for row in rows]
@@ -106,8 +106,11 @@ def retire(lane: Lane, rows: Array) -> None:
                batch.counters[rows].tolist(), strict=True)
     for row, logp, status, (steps, evaluations, rejected, forced) in ends:
         ticket = lane.tickets[row]
+        exact, candidates, corrections, accepted = batch.walks[row].tolist()
         ticket.sample = Sample(
             request=ticket.request, z=batch.z[row].copy() if flow.space.name == "z" else None, w=batch.w[row].copy(),
             logits=flow.named(batch.logits[row].copy(), batch.tapes[row]), energy=0.0 - logp,
             status=Status(status), steps=steps, evaluations=evaluations, rejected=rejected, forced=forced,
+            exact=bool(exact), candidates=candidates, corrections=corrections,
+            acceptance=accepted / corrections if corrections else None,
         )

@@ -7,14 +7,16 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Start
-from engine.bundle import Bundle
+from engine.bundle import Attribute, Bundle
 from engine.condition import Condition
 from engine.errors import ConditionError, RequestError
 from engine.reference.noise import normals_many
 from engine.requests import Request, checked_latent
+from engine.solvers import Solver, with_steps
+from engine.solvers.posterior import Posterior
 from engine.solving import Flows
 from engine.spaces import Space
-from engine.tape import Tape, lower
+from engine.tape import EMPTY, Tape, is_statement, lower, lower_crisp
 
 # Tapes that are kept for conditions that come again.
 TAPES = 256
@@ -36,13 +38,15 @@ class Starts:
 
     flows        read the anchors, and have the prior that latents are drawn from
     logic, temperature, guidance   of ``engine.tape.lower``;  truncation: psi
+    posterior    for requests that it can serve; the others take the flow, or are refused with ``is_strict``. None: all
+                 take the flow
     """
 
     def __init__(self, bundle: Bundle, flows: Flows, *, logic: str, temperature: float, guidance: float,
-                 truncation: float):
-        self.bundle, self.flows = bundle, flows
+                 truncation: float, posterior: Posterior | None = None, is_strict: bool = False):
+        self.bundle, self.flows, self.posterior, self.is_strict = bundle, flows, posterior, is_strict
         self.logic, self.temperature, self.guidance, self.truncation = logic, temperature, guidance, truncation
-        self.tapes: dict[tuple[Condition | None, Space, float], Tape] = {}
+        self.tapes: dict[tuple[Condition | None, Space | None, float], Tape] = {}
         self.lower(None)  # refuse a bad logic at once
 
     def start(self, request: Request) -> Start:
@@ -52,7 +56,7 @@ class Starts:
     def all(self, requests: Sequence[Request]) -> list[Start]:
         """Of several requests; a bad one is refused before anything is solved."""
         latents = self.draw(requests)
-        return [self.begin(request, request.expression, latent)
+        return [self.begin(request, request.expression, latent, solver=self.solver(request))
                 for request, latent in zip(requests, latents, strict=True)]
 
     def draw(self, requests: Sequence[Request]) -> list[Array]:
@@ -65,7 +69,7 @@ class Starts:
                 for r in requests]
 
     def begin(self, request: Request, condition: Condition | None, latent: Array,
-              anchor: Anchor | None = None) -> Start:
+              anchor: Anchor | None = None, *, solver: Solver | None = None) -> Start:
         """Without an anchor, ``near`` and ``keep`` hold on to the request's own start, as in the paper."""
         space = self.bundle.spaces[request.space]
         tape = self.lower(condition, space, request.guidance)
@@ -74,10 +78,56 @@ class Starts:
         w_dim = self.bundle.generator.w_dim
         return Start(
             z=latent, space=space, tape=tape if anchor is None else tape.anchored(anchor.logits),
-            psi=self.psi(request), label=self.label(request), seed=int(request.seed), steps=request.steps,
+            psi=self.psi(request), label=self.label(request), seed=int(request.seed),
+            solver=solver, wish=self.wish(condition, solver) if isinstance(solver, Posterior) else EMPTY,
             anchor_z=latent if anchor is None else anchor.z,
             anchor_w=np.zeros(w_dim, np.float32) if anchor is None else anchor.w,
         )
+
+    def solver(self, request: Request) -> Solver | None:
+        """What serves a request; None: the flow as it is. Raises RequestError for what the posterior cannot serve where
+        it was named."""
+        why_not = "the sampler takes the flow" if self.posterior is None else self.refusal(request)
+        if self.posterior is not None and why_not is None:
+            return self.posterior.asked(request.confidence, request.guidance, request.steps)
+        if self.is_strict or request.confidence is not None:
+            raise RequestError(f"solver 'posterior' cannot serve this request, because {why_not}: choose a solver of "
+                               "the flow, such as gauss-newton, which takes a guidance")
+        return None if request.steps is None else with_steps(self.flows.solver, int(request.steps))
+
+    def refusal(self, request: Request) -> str | None:
+        """Why the posterior cannot serve a request."""
+        condition, attributes = request.expression, self.bundle.attributes
+        if request.latent is not None:
+            return f"it brings its own start ({request.space})"
+        if self.logic != "product":
+            return f"probabilities need product logic, not {self.logic!r}"
+        if self.flows.solving.device != "cpu":
+            return f"runtime {self.flows.solving.name!r} does not run sharp heads yet"
+        if condition is not None and not is_statement(condition):
+            return "near and keep hold on to an anchor and are no statements"
+        for name in condition.attributes() if condition is not None else ():
+            if name in attributes and (lack := self.lack(attributes[name])):
+                return f"the attribute {name!r} has no {lack}"
+        return None
+
+    def lack(self, attribute: Attribute) -> str | None:
+        """What of an attribute the posterior misses in this bundle."""
+        sharp = self.bundle.heads[attribute.head].sharp
+        if attribute.kind == "class":
+            return None if sharp and sharp.calibrated else "calibrated sharp head (lace-train heads --sharp makes one)"
+        return None if attribute.tolerance else "tolerance (lace-train heads --sharp measures it)"
+
+    def wish(self, condition: Condition | None, solver: Posterior) -> Tape:
+        """The condition as a probability. With a guidance values have their Gaussian energies, else they are true or
+        false."""
+        if solver.confidence is None:
+            return lower(condition, self.bundle.attributes)
+        key = condition, None, 1.0
+        if key not in self.tapes:
+            tolerances = {name: a.tolerance for name, a in self.bundle.attributes.items() if a.tolerance}
+            self.tapes[key] = lower_crisp(condition, self.bundle.attributes, tolerances)
+        return self.tapes[key]
 
     def anchor(self, request: Request, latent: Array) -> Anchor:
         """The request's own start, by one reading of the field."""

@@ -164,6 +164,11 @@ def lower(
     return _finish(draft, sum((scale * part.weight for scale, part in terms if isinstance(part, Near)), 0.0))
 
 
+def is_statement(condition: Condition) -> bool:
+    """Whether it can be true or false of a picture by itself, without ``near`` and ``keep``."""
+    return not any(isinstance(part, Near | Keep) for _, part in _terms(_check(condition), 1.0))
+
+
 def lower_crisp(
     condition: Condition | None, attributes: Mapping[str, Attribute], tolerances: Mapping[str, float]
 ) -> Tape:
@@ -174,7 +179,7 @@ def lower_crisp(
     """
     draft = Draft(attributes, "product", 1.0, tolerances=tolerances)
     if condition is not None:
-        if any(isinstance(part, Near | Keep) for _, part in _terms(_check(condition), 1.0)):
+        if not is_statement(condition):
             raise ConditionError(f"{condition} holds on to an anchor, which is no statement that could be true or "
                                  "false: leave near and keep out, or choose a solver of the flow")
         _emit(draft, condition)

@@ -7,7 +7,18 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from engine.bundle import FIELD, GOLDEN, Attribute, Bundle, GeneratorFacts, Head, Manifest, write_manifest, writing
+from engine.bundle import (
+    FIELD,
+    GOLDEN,
+    Attribute,
+    Bundle,
+    GeneratorFacts,
+    Head,
+    Manifest,
+    Sharp,
+    write_manifest,
+    writing,
+)
 from engine.reference.answers import golden_answers
 from exporter.field_graphs import write_field_graphs
 
@@ -60,8 +71,11 @@ def write_bundle(path: Path, tensors: dict, heads: list[Head], attributes: list[
 
 def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, labels: int = 0, z_head: bool = False,
                  up_dim: int | None = None, graphs: bool = False, guidance: float = 1.0, normalise: bool = True,
-                 more: int = 0) -> Bundle:
-    """smile, glasses (yes/no), colour (5 classes), age, yaw (values), random heads on w; ``more`` of two classes."""
+                 more: int = 0, sharp: bool = False) -> Bundle:
+    """smile, glasses (yes/no), colour (5 classes), age, yaw (values), random heads on w; ``more`` of two classes.
+
+    sharp   heads have second stacks too, which say they are calibrated, and values their tolerances
+    """
     rng = np.random.default_rng(seed)
     tensors = mapping_tensors(rng, dim, dim, layers, labels)
     heads, attributes = [], []
@@ -72,9 +86,14 @@ def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, l
         widths = head_widths(dim, logits, up_dim)
         scale, shift = (0.4, 0.5) if logits == 1 else (2.0, 0.0)
         tensors |= head_tensors(rng, name, widths, scale, shift)
-        heads.append(Head(name, "z" if name == "shape" else "w", widths))
+        second = None
+        if sharp:
+            second = Sharp((widths[0], 24, logits), calibrated=True, temperature={name: 1.0}, ece={name: {"0.7": 0.01}})
+            tensors |= head_tensors(rng, f"{name}.sharp", second.widths, 3 * scale, shift)
+        heads.append(Head(name, "z" if name == "shape" else "w", widths, second))
         classes = ("no", "yes") if logits == 2 else tuple(f"c{i}" for i in range(logits)) if logits > 1 else ()
-        attributes.append(Attribute(name, "class" if logits > 1 else "value", name, (0, logits), classes))
+        attributes.append(Attribute(name, "class" if logits > 1 else "value", name, (0, logits), classes,
+                                    tolerance=0.1 if sharp and logits == 1 else None))
     facts = GeneratorFacts("random", "none", dim, dim, 2, 4, labels=labels, truncation=0.7, guidance=guidance,
                            mapping_layers=layers, normalise=normalise)
     return write_bundle(path, tensors, heads, attributes, facts, graphs)

@@ -10,29 +10,19 @@ A runtime's own way to run a solver may take more steps a call, unless ``batch.i
 Rows share calls of the field and nothing else: each has its own time, step size, error and status.
 """
 
-from dataclasses import fields
-from typing import ClassVar, Protocol
+from dataclasses import fields, replace
 
-from numpy import ndarray as Array
-
-from engine.batch import Batch
 from engine.errors import SolveError
-from engine.flow import Flow
+from engine.flow import Solver
 from engine.solvers.gauss_newton import GaussNewton
+from engine.solvers.posterior import Posterior
 from engine.solvers.runge_kutta import RungeKutta
 from engine.solvers.stochastic import Langevin, PredictorCorrector
 from engine.solvers.tableaus import TABLEAUS
 
-
-class Solver(Protocol):
-    __dataclass_fields__: ClassVar[dict]
-
-    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None: ...
-    def step(self, flow: Flow, batch: Batch, rows: Array) -> None: ...
-
-
 SOLVERS = {
     "gauss-newton": (GaussNewton, {}),
+    "posterior": (Posterior, {}),
     **{name: (RungeKutta, {"tableau": tableau}) for name, tableau in TABLEAUS.items()},
     "langevin": (Langevin, {}),
     "predictor-corrector": (PredictorCorrector, {}),
@@ -57,6 +47,13 @@ def make_solver(name: str | Solver, **settings) -> Solver:
         if key not in allowed:
             raise SolveError(f"solver {name!r} has no setting {key!r}; it has: {', '.join(allowed)}")
     return kind(**fixed, **given)
+
+
+def with_steps(solver: Solver, steps: int) -> Solver:
+    """The solver with so many fixed steps."""
+    if "steps" not in solver.__dataclass_fields__:
+        raise SolveError(f"solver {describe(solver)} takes no number of steps: leave steps out")
+    return replace(solver, steps=steps)
 
 
 def name_and_settings(solver: Solver) -> tuple[str, dict]:
