@@ -106,6 +106,11 @@ class Sampler:
         self.bundle = find_bundle(bundle)
         given = {"rtol": rtol, "atol": atol, "steps": steps, "max_evaluations": max_evaluations, "clock": clock}
         flow, posterior = choose(solver, given, logic=logic, confidence=confidence, guidance=guidance)
+        if solver is None and not any(head.sharp and head.sharp.calibrated for head in self.bundle.heads.values()):
+            posterior = None
+            if confidence is not None:
+                raise SolveError(f"{self.bundle.path} has no calibrated sharp heads, which a confidence is of: train "
+                                 "them (lace-train heads --bundle B --sharp) or give a guidance")
         g, self.capacity = self.bundle.generator, capacity
         if guidance is None:
             guidance = 1.0 if logic == "lace" else g.guidance

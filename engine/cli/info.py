@@ -1,7 +1,6 @@
 """lace-info: what a bundle knows, how well, and where it comes from. Nothing is computed."""
 
 import argparse
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from rich.filesize import decimal
 from engine.bundle import Attribute, Bundle
 from engine.cli.console import OK, Parser, Terminal, add_rows, guarded, new_table, parse, write_json
 from engine.condition import Is
-from engine.sampler import Sampler, find_bundle
+from engine.sampler import find_bundle
+from engine.solvers.posterior import CONFIDENCE
 
 LICENCE = ("LICENSE", "LICENSE.txt", "LICENCE")
 ACCURACY = ("accuracy: of the head on pairs that it was not trained on; hit rate of a class, 1 - mean absolute error "
@@ -49,9 +49,9 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
 
 def strengths(bundle: Bundle) -> dict[str, Any]:
     """The solver that a Sampler takes, and how strongly it holds to a condition."""
-    usual = {name: parameter.default for name, parameter in inspect.signature(Sampler).parameters.items()}
-    found = {"solver": usual["solver"], "logic": usual["logic"], "guidance": bundle.generator.guidance}
-    return {**found, **({"confidence": usual["confidence"]} if "confidence" in usual else {})}
+    is_sharp = any(head.sharp and head.sharp.calibrated for head in bundle.heads.values())
+    found = {"solver": "posterior" if is_sharp else "gauss-newton", "guidance": bundle.generator.guidance}
+    return {**found, "confidence": CONFIDENCE} if is_sharp else found
 
 
 def attribute_facts(bundle: Bundle, attribute: Attribute) -> dict[str, Any]:

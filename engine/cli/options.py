@@ -16,7 +16,7 @@ from engine.tape import LOGICS
 
 # What decides a sample, by the names of the Sampler's arguments; and what runs it. None: the Sampler's own default.
 SOLVER_SETTINGS = ("rtol", "atol", "steps", "max_evaluations", "clock")
-SOLVING = ("solver", *SOLVER_SETTINGS, "logic", "temperature", "guidance", "truncation")
+SOLVING = ("solver", *SOLVER_SETTINGS, "logic", "temperature", "guidance", "confidence", "truncation")
 RUNNING = ("runtime", "precision", "device", "capacity", "threads")
 
 
@@ -78,6 +78,13 @@ def tolerance(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    number = real(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
+    return number
+
+
 def finite(text: str) -> float:
     number = real(text)
     if not math.isfinite(number):
@@ -113,7 +120,8 @@ def flag(name: str) -> str:
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     """What decides how a request is solved. What is not given is None: the Sampler's own default."""
     add = parser.add_argument_group("solving").add_argument
-    add("--solver", type=one_of("solver", SOLVERS), metavar="NAME", help=f"{', '.join(SOLVERS)} (gauss-newton)")
+    add("--solver", type=one_of("solver", SOLVERS), metavar="NAME", help=f"{', '.join(SOLVERS)} (posterior "
+        "where the heads are sharp and calibrated, else gauss-newton)")
     add("--rtol", type=tolerance, metavar="X", help="relative tolerance (0.15 for gauss-newton, 1e-3 for the others)")
     add("--atol", type=tolerance, metavar="X", help="absolute tolerance (2e-3 for gauss-newton, 1e-3 for the others)")
     add("--steps", type=positive, metavar="N", help="that many fixed steps instead of adaptive ones")
@@ -123,6 +131,8 @@ def add_sampler_options(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=tolerance, metavar="T", help="of lace logic's classes (1)")
     add("--guidance", type=tolerance, metavar="X", help="factor of a condition's log p: more obeys better and moves "
         "farther (the bundle's; 1 with lace logic)")
+    add("--confidence", type=share, metavar="P", help="of the posterior: how sure the heads must be that the condition "
+        "holds (0.9)")
     add("--truncation", type=finite, metavar="PSI", help="pull towards the mean face (the bundle's)")
     add_runtime_options(parser).add_argument("--capacity", type=capacity, metavar="N", help="rows in flight (64)")
 
@@ -154,6 +164,12 @@ def open_sampler(options: argparse.Namespace) -> Sampler:
 def check_solving(options: argparse.Namespace) -> None:
     if options.temperature not in (None, 1.0) and options.logic != "lace":
         raise UsageError("--temperature belongs to the paper's logic: add --logic lace, or leave it out")
+    if getattr(options, "confidence", None) is not None:
+        if options.guidance is not None:
+            raise UsageError("--confidence and --guidance both say how sure the heads must be: give one of them")
+        flow = given(options, SOLVER_SETTINGS) if options.solver is None else {}
+        if options.solver not in (None, "posterior") or options.logic == "lace" or flow:
+            raise UsageError("--confidence is the posterior's: leave out --solver, --logic and what the flow is set by")
     if isinstance(options.solver, str):  # lace-eval compares with solver records too
         kind, fixed = SOLVERS[options.solver]
         allowed = {f.name for f in fields(kind)} - set(fixed)

@@ -77,7 +77,7 @@ class Recipe:
     """All that decides a picture.
 
     engine     settings of the Sampler, the bundle's hash, and the versions of what ran
-    request    condition, seed, truncation, label, steps and guidance, as a Request has them
+    request    condition, seed, truncation, label, steps, guidance and confidence, as a Request has them
     start      where it begins;  edits: what was done to it afterwards
     """
 
@@ -93,9 +93,14 @@ class Recipe:
 
 
 def engine_facts(sampler: Sampler, precision: str | None) -> dict:
-    """What is common to all samples of a sampler. ``precision``: the one that was asked for, if any."""
-    solver, settings = name_and_settings(sampler.flows.solver)
-    runtime = sampler.runtime
+    """What is common to all samples of a sampler. ``precision``: the one that was asked for, if any.
+
+    solver   None: the sampler's own choice for each request, of which ``settings`` are the posterior's strength
+    """
+    posterior, runtime = sampler.starts.posterior, sampler.runtime
+    solver, settings = name_and_settings(posterior or sampler.flows.solver)
+    if posterior and not sampler.starts.is_strict:
+        solver, settings = None, {"confidence": posterior.confidence, "guidance": posterior.guidance}
     return {
         "bundle": sampler.bundle.hash, "generator": sampler.bundle.generator.name, "solver": solver,
         "settings": settings, "logic": sampler.starts.logic, "temperature": sampler.starts.temperature,
@@ -109,7 +114,8 @@ def request_facts(sample: Sample, sampler: Sampler) -> dict:
     condition = None if sample.condition is None else str(sample.condition)
     return {"condition": condition, "seed": int(sample.seed), "truncation": float(sampler.starts.psi(sample.request)),
             "label": whole_or_none(sample.request.label), "steps": whole_or_none(sample.request.steps),
-            "guidance": None if sample.request.guidance is None else float(sample.request.guidance)}
+            "guidance": float_or_none(sample.request.guidance),
+            "confidence": float_or_none(sample.request.confidence)}
 
 
 def whole_or_none(number: int | None) -> int | None:
@@ -117,15 +123,21 @@ def whole_or_none(number: int | None) -> int | None:
     return None if number is None else int(number)
 
 
+def float_or_none(number: float | None) -> float | None:
+    return None if number is None else float(number)
+
+
 def chunks(recipe: Recipe) -> dict[str, str]:
     """The text chunks of a PNG: some for people, and the whole document."""
     engine, request = recipe.engine, recipe.request
+    confidence = request["confidence"] or engine["settings"].get("confidence")
     return {
         "Software": f"lace-engine {engine['versions']['lace-engine']}",
         "Condition": request["condition"] or "",
         "Seed": str(request["seed"]),
         "Truncation": repr(request["truncation"]),
         "Guidance": repr(request["guidance"] or engine["guidance"]),
+        **({"Confidence": repr(confidence)} if confidence else {}),
         "Bundle": engine["bundle"],
         RECIPE: to_json(recipe.document(), indent=None),
     }
@@ -166,10 +178,12 @@ def build_recipe(document: Any) -> Recipe:
 
 def checked_engine(facts: Any) -> dict:
     settings = {name: value for name, value in facts["settings"].items() if value is not None}
-    need(facts["solver"] in SOLVERS, "its solver is unknown")
+    need(facts["solver"] is None or facts["solver"] in SOLVERS, "its solver is unknown")
+    need(facts["solver"] is not None or set(settings) <= {"confidence", "guidance"}, "its settings have no solver")
     for name, value in settings.items():  # the names are checked where the solver is made
         fits = {"clock": value in ("flow", "paper"), "steps": is_whole(value, 1, MOST_STEPS),
-                "max_evaluations": is_whole(value, 1, MOST_STEPS), "corrections": is_whole(value, 0, MOST_STEPS)}
+                "max_evaluations": is_whole(value, 1, MOST_STEPS), "corrections": is_whole(value, 0, MOST_STEPS),
+                "fresh": is_whole(value, 1, MOST_STEPS)}
         need(fits.get(name, is_number(value, 0, MOST_STEPS)), f"the setting {str(name)[:40]!r} is {repr(value)[:40]}")
     need(facts["logic"] in LOGICS, "its logic is unknown")
     need(facts["runtime"] in RUNTIMES and facts["device"] in AUTO, "its runtime is unknown")
@@ -192,9 +206,12 @@ def checked_request(facts: Any) -> dict:
     need(facts["label"] is None or is_whole(facts["label"], 0, 2**31), "its label is no number")
     need(facts["steps"] is None or is_whole(facts["steps"], 1, MOST_STEPS), "its number of steps is out of range")
     need(facts["guidance"] is None or is_number(facts["guidance"], 0, 1e6), "its guidance is no number above 0")
+    sure = facts.get("confidence")  # which the first documents of this form lack
+    need(sure is None or is_number(sure, 0, 1), "its confidence is no number between 0 and 1")
     if facts["condition"] is not None:
         parse(facts["condition"])
-    return {name: facts[name] for name in ("condition", "seed", "truncation", "label", "steps", "guidance")}
+    return {**{name: facts[name] for name in ("condition", "seed", "truncation", "label", "steps", "guidance")},
+            "confidence": sure}
 
 
 def checked_start(facts: Any) -> Beginning:
@@ -253,6 +270,8 @@ def make_sampler(recipe: Recipe, bundle: Bundle, running: Mapping[str, Any]) -> 
     # Another runtime has other precisions.
     own = ("device", "capacity") if "runtime" in running else ("runtime", "device", "precision", "capacity")
     chosen = {**{name: engine[name] for name in own if engine[name] is not None}, **running}
+    if engine["solver"] is None:
+        return Sampler(bundle, **engine["settings"], **chosen)
     return Sampler(bundle, solver=make_solver(engine["solver"], **engine["settings"]), logic=engine["logic"],
                    temperature=engine["temperature"], guidance=engine["guidance"], **chosen)
 

@@ -53,6 +53,10 @@ def record(sample: Sample, sampler: Sampler, logits: Mapping[str, Array], start:
         "steps": sample.steps,
         "evaluations": sample.evaluations,
         "forced": sample.forced,
+        "exact": sample.exact,
+        "candidates": sample.candidates,
+        "corrections": sample.corrections,
+        "acceptance": None if sample.acceptance is None else round(sample.acceptance, 4),
         "attributes": readings(sampler.bundle.attributes, logits),
     }
 

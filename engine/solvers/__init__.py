@@ -57,8 +57,11 @@ def with_steps(solver: Solver, steps: int) -> Solver:
 
 
 def name_and_settings(solver: Solver) -> tuple[str, dict]:
-    """What ``make_solver`` makes an equal solver of; of a record of another kind, its class's name."""
-    values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
+    """What ``make_solver`` makes an equal solver of; of a record of another kind, its class's name.
+
+    The solvers that the posterior falls back on are left out: they are the flow's own.
+    """
+    values = {name: getattr(solver, name) for name in solver.__dataclass_fields__ if name not in ("flow", "nearer")}
     tableau = values.pop("tableau", None)
     kinds = {kind: name for name, (kind, fixed) in SOLVERS.items() if not fixed}
     return kinds.get(type(solver), type(solver).__name__) if tableau is None else tableau.name, values
