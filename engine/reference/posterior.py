@@ -28,7 +28,7 @@ from typing import Protocol
 import numpy as np
 from numpy import ndarray as Array
 
-from engine.errors import SolveError
+from engine.errors import ConditionError, SolveError
 from engine.reference.noise import normals_many, philox_many
 
 # Streams of a seed. Candidates have those from 0 on, so that candidate 0 is where the flow would begin.
@@ -69,7 +69,7 @@ class Settings:
         if self.confidence is not None and not 0 < self.confidence < 1:
             raise SolveError(f"the confidence is {self.confidence}: expected a number between 0 and 1, as 0.9")
         if self.guidance is not None and not 0 < self.guidance < np.inf:
-            raise SolveError(f"the guidance is {self.guidance}: expected a finite number greater than 0")
+            raise ConditionError(f"the guidance must be a finite number greater than 0, not {self.guidance!r}")
         for name, least in (("fresh", 1), ("steps", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise SolveError(f"{name} is {getattr(self, name)}: expected an integer of at least {least}")
