@@ -192,7 +192,7 @@ def build_spec(document: Any) -> Spec:
     entries = document.get("attributes")
     need(isinstance(entries, dict) and bool(entries), 'its "attributes" name nothing')
     assert isinstance(entries, dict)
-    attributes = tuple(build_attribute(name, entry) for name, entry in entries.items() if name[:1] != "_")
+    attributes = tuple(build_attribute(name, entry) for name, entry in entries.items())
     same_as = document.get("same_as", [])
     need(isinstance(same_as, list) and all(isinstance(text, str) for text in same_as), 'its "same_as" is no list')
     features = document.get("features")

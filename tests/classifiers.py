@@ -12,8 +12,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def write_model(path: Path, nodes, outputs, *, weights=(), inputs=None, opset=17, domains=(), functions=()) -> Path:
-    """outputs: name -> dimensions; weights: name -> array. A picture comes in as x (n, 3, 8, 8), unless ``inputs`` differ.
-    """
+    """outputs: name -> dimensions; weights: name -> array. A picture comes in as x (n, 3, 8, 8) or as ``inputs``."""
     inputs = inputs or {"x": ("n", 3, 8, 8)}
     graph = helper.make_graph(
         list(nodes), "others", [helper.make_tensor_value_info(name, FLOAT, dims) for name, dims in inputs.items()],
