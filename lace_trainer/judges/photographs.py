@@ -24,6 +24,7 @@ FEW_OF_CLASS = 100
 VALIDATION = 0.1  # of the pictures
 LEAST_SIZE, MOST_SIZE = 32, 512
 MOST_WEIGHT = 10.0
+LEAST_STEPS = 16  # of an epoch: few pictures come in smaller batches
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +112,7 @@ def train_on(data: Photographs, config: ClassifierConfig, *, balance: bool = Tru
     """A classifier with its validation report in ``metadata``."""
     split = len(data.pictures) - data.held_out
     weights = class_weights(data) if balance else (None,) * len(data.attributes)
-    config = replace(config, batch=min(config.batch, split))
+    config = replace(config, batch=min(config.batch, max(4, split // LEAST_STEPS)))
     validation = data.pictures[split:], data.labels[split:]
     model = classifier.train(shape_for(data.pictures.shape[1]), data.attributes, (data.pictures[:split],
                              data.labels[:split]), config, validation=validation, weights=weights, mirror=mirror,
