@@ -6,11 +6,12 @@
 A part that is added needs no checkpoint: the synthesis is not exported again but copied.
 """
 
+import copy
 import difflib
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -197,6 +198,22 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
                                                                    normalise=facts.normalise))
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
+
+
+def with_heads(bundle, stacks: Sequence, *, out: str | PathLike) -> Bundle:
+    """Write the bundle ``out``: the generator of ``bundle`` with these heads and no others.
+
+    A sharp stack that comes alone serves the flow too.
+    """
+    bare = copy.copy(find_bundle(bundle))
+
+    def others(tensors: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+
+    bare.golden, bare.field = others(bare.golden), others(bare.field)
+    bare.manifest, bare.heads, bare.attributes = replace(bare.manifest, heads=(), attributes=()), {}, {}
+    whole = [stack if stack.layers else replace(stack, layers=stack.sharp.layers) for stack in stacks]
+    return add_stacks(bare, whole, Path(out), False, {}, None, lambda phase: None)
 
 
 def check_target(target: Path) -> None:
