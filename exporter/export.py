@@ -34,6 +34,7 @@ from engine.errors import BundleError
 from engine.reference.answers import twin_answers
 from engine.sampler import find_bundle
 from engine.verify import PARTS, Check
+from exporter.card import write_card
 from exporter.checkpoints import load_generator, training_record
 from exporter.contents import (
     array,
@@ -103,12 +104,12 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
     )
     graph = {"precision": precision or "fp32", "noise": noise or "const", "lowering": lowering}
     with writing(target, overwrite=overwrite) as folder:
-        fill(folder, gan, stacks, manifest, graph, progress)
+        fill(folder, target.name, gan, stacks, manifest, graph, progress)
     return Bundle(target)
 
 
-def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, progress: Say) -> None:
-    """Write all files of a new bundle. ``options``: precision, noise and lowering of the synthesis."""
+def fill(folder: Path, name: str, parts, stacks: list, manifest: Manifest, options: dict, progress: Say) -> None:
+    """Write all files of the new bundle ``name``. ``options``: precision, noise and lowering of the synthesis."""
     progress("field graphs")
     save_tensors(folder / FIELD, field_tensors(parts.mapping) | head_tensors(stacks))
     graphs = write_field_graphs(folder, manifest.generator, manifest.heads)
@@ -124,18 +125,19 @@ def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, p
     # ONNX Runtime's CPU kernels cannot show what bfloat16 arithmetic does; torch's can.
     extra = check_module(parts.synthesis, graph, answers) if graph["precision"] == "bf16" else []
     refuse(extra)
-    finish(folder, manifest, progress, extra=extra)
+    finish(folder, name, manifest, progress, extra=extra)
 
 
-def finish(folder: Path, manifest: Manifest, progress: Say, parts: Sequence[str] = PARTS,
+def finish(folder: Path, name: str, manifest: Manifest, progress: Say, parts: Sequence[str] = PARTS,
            extra: Sequence[Check] = ()) -> None:
-    """Examine the bundle as it lies on the disk, then write its manifest with the results."""
+    """Examine the bundle as it lies on the disk, then write its manifest with the results, and its card."""
     progress("parity check")
     write_manifest(folder, manifest)
     checks = record([*examine(Bundle(folder), parts=parts), *extra])
     kept = [] if "synthesis" in parts else kept_checks(manifest.provenance.get("parity"))
     manifest = replace(manifest, provenance={**manifest.provenance, "parity": [*checks, *kept]})
     write_manifest(folder, manifest)
+    write_card(folder, manifest, name)
 
 
 def kept_checks(parity: object) -> list[dict]:
@@ -196,7 +198,7 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
         progress("golden answers")
         save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden,
                                                                    normalise=facts.normalise))
-        finish(folder, manifest, progress, parts=("field",))
+        finish(folder, target.name, manifest, progress, parts=("field",))
     return Bundle(target)
 
 
