@@ -14,6 +14,8 @@ from engine.errors import ConditionError, RequestError
 from engine.grammar import parse
 from engine.reference.noise import SEED_LIMIT
 
+MOST_CANDIDATES = 2**24
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
@@ -29,6 +31,7 @@ class Request:
     confidence   of the posterior: the least P(condition)
     steps        fixed steps of the flow, or of the posterior those inside the set
                  All four of this row; None: the sampler's
+    candidate    of the posterior: number of the seed's candidate that it begins with, which is another start
 
     Raises RequestError, and ConditionError for a condition that cannot be read.
     """
@@ -42,6 +45,7 @@ class Request:
     guidance: float | None = None
     steps: int | None = None
     confidence: float | None = None
+    candidate: int = 0
 
     def __post_init__(self):
         if isinstance(self.condition, str):
@@ -62,6 +66,8 @@ class Request:
             raise RequestError(f"confidence {self.confidence!r} is not a number between 0 and 1")
         if self.confidence is not None and self.guidance is not None:
             raise RequestError("confidence and guidance both say how sure the heads must be: give one of them")
+        if not isinstance(self.candidate, numbers.Integral) or not 0 <= self.candidate < MOST_CANDIDATES:
+            raise RequestError(f"candidate {self.candidate!r} is not an integer in [0, 2**24)")
         if self.steps is not None and not (isinstance(self.steps, numbers.Integral) and self.steps > 0):
             raise RequestError(f"steps {self.steps!r} is not a positive integer")
 
@@ -97,6 +103,8 @@ class Sample:
     exact, candidates, corrections, acceptance   of the posterior: whether a candidate of the prior was accepted, which
                   is an exact and independent sample; how many were drawn; steps of preconditioned Crank-Nicolson for
                   rows without one, and the share of these that moved the row, None without steps
+    candidate     the candidate that the row began with; more than 0 behind one whose picture was denied
+    decodes       pictures that a check looked at, 0 without one
     """
 
     request: Request
@@ -115,6 +123,8 @@ class Sample:
     candidates: int = 0
     corrections: int = 0
     acceptance: float | None = None
+    candidate: int = 0
+    decodes: int = 0
 
     @property
     def condition(self) -> Condition | None:

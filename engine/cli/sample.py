@@ -38,6 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         "says of itself, and compare: exit code 1 and what differs unless the bits are the same")
     add("--count", type=positive, metavar="N", help=f"number of pictures ({COUNT}; with --z or --w all of the file)")
     add_start_options(parser, "of the first; the others follow (0)")
+    add("--check", type=Path, metavar="MODEL", help="an image classifier, MODEL.onnx with its spec: a picture "
+        "that it denies is drawn again from the next candidate")
+    add("--max-decodes", type=positive, metavar="N", help="pictures that it may look at for each one (32)")
     add("--out", default="out", metavar="DIR", help="folder for the pictures (out)")
     add("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
     add("--json", action="store_true", help="write samples.json to standard output too")

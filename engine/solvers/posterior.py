@@ -65,7 +65,8 @@ class Posterior:
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         """Take all rows to their end."""
         world = FieldWorld(flow, batch, rows, self.nearer)
-        ends = sample(world, [batch.seeds[row] for row in rows.tolist()], self.settings, wave=WAVE)
+        seeds, first = ([table[row] for row in rows.tolist()] for table in (batch.seeds, batch.candidates))
+        ends = sample(world, seeds, self.settings, first=first, wave=WAVE)
         entered = np.flatnonzero(ends.entered)
         if len(entered):
             world.keep(entered, ends)
