@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -181,7 +181,8 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
     check_heads(added, facts, known=set(bundle.attributes))
     heads, attributes = records(added, facts)
     heads, attributes = sharpen(old.heads + heads, old.attributes + attributes, sharpened)
-    tensors = bundle.field | head_tensors(added) | sharp_tensors(sharpened)
+    kept, golden = without(bundle.field, sharpened), without(bundle.golden, sharpened)
+    tensors = kept | head_tensors(added) | sharp_tensors(sharpened)
     new = {stack.name for stack in added} | {f"{s.name}.sharp" for s in added if s.sharp}
     new |= {f"{name}.sharp" for name in sharpened}
     manifest = replace(old, generator=facts, heads=heads, attributes=attributes,
@@ -196,10 +197,16 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
             if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
                 shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden,
-                                                                   normalise=facts.normalise))
+        save_tensors(folder / GOLDEN, golden | twin_answers(tensors, manifest.heads, new, golden,
+                                                            normalise=facts.normalise))
         finish(folder, target.name, manifest, progress, parts=("field",))
     return Bundle(target)
+
+
+def without(tensors: Mapping[str, Array], sharpened: Collection[str]) -> dict[str, Array]:
+    """Without what sharp stacks of these heads left, which may have more layers than those that replace them."""
+    old = tuple(f"head.{name}.sharp." for name in sharpened)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(old)}
 
 
 def with_heads(bundle, stacks: Sequence, *, out: str | PathLike) -> Bundle:
