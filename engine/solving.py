@@ -1,5 +1,6 @@
 """The flows of a bundle on a runtime, and the loop that takes rows along them."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,12 +13,14 @@ from engine.batch import Batch, Start, Status
 from engine.bundle import Attribute, Bundle
 from engine.drive import Lane, Ticket, drive
 from engine.flow import Flow
-from engine.prior import Prior
+from engine.prior import Prior, TruncatedNormal
 from engine.requests import Sample
 from engine.runtimes import Solving
 from engine.solvers import Solver
 from engine.solvers.posterior import Posterior
 from engine.spaces import Space
+
+log = logging.getLogger(__name__)
 
 
 class Flows:
@@ -102,6 +105,8 @@ def retire(lane: Lane, rows: Array) -> None:
     # Solvers that end a row without a look at its end leave it to this one; and no picture comes of an infinite w.
     is_whole = np.isfinite(batch.logp[rows]) & np.isfinite(batch.w[rows]).all(axis=1)
     batch.status[rows[~is_whole & (batch.status[rows] == Status.DONE)]] = Status.NONFINITE
+    if isinstance(flow.prior, TruncatedNormal) and flow.space.name == "z":
+        warn_of_strays(flow.prior, batch, rows)
     ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
                batch.counters[rows].tolist(), strict=True)
     for row, logp, status, (steps, evaluations, rejected, forced) in ends:
@@ -114,3 +119,14 @@ def retire(lane: Lane, rows: Array) -> None:
             exact=bool(exact), candidates=candidates, corrections=corrections,
             acceptance=accepted / corrections if corrections else None,
         )
+
+
+def warn_of_strays(prior: TruncatedNormal, batch: Batch, rows: Array) -> None:
+    """Of rows that the flow took out of the prior: no mapping keeps the length of a plain latent."""
+    length, start = (np.linalg.norm(z[rows], axis=1) for z in (batch.z, batch.origin))
+    limit = prior.farthest(batch.truncation[rows])
+    if len(strays := np.flatnonzero((length > limit) & (length > start))):
+        worst = strays[np.argmax(length[strays])]
+        log.warning("%d rows ended where this generator's prior hardly reaches (|z| is up to %.1f; expected at most "
+                    "%.1f): their pictures may be worse. Lower the guidance, or train sharp heads (lace-train heads "
+                    "--sharp), whose samples stay in the prior", len(strays), length[worst], limit[worst])

@@ -102,9 +102,11 @@ class PosteriorSampler:
             return (ends * np.linalg.norm(z, axis=1, keepdims=True)
                     / np.linalg.norm(ends, axis=1, keepdims=True)).astype(np.float32)
 
-        wishes = [Wish(self.lower(r.expression), self.flow.starts.psi(r), r.label or 0) for r in requests]
+        truncations = map(self.flow.starts.truncations, requests)
+        wishes = [Wish(self.lower(r.expression), psi, r.label or 0, draw)
+                  for r, (draw, psi) in zip(requests, truncations, strict=True)]
         return BundleWorld(self.flow.bundle.field, self.heads.stacks, wishes, g.z_dim, normalise=g.normalise,
-                           towards=towards)
+                           prior=self.flow.flows.prior, towards=towards)
 
     def solve(self, requests: Sequence[Request]) -> tuple[list[Sample], Ends, float]:
         """Samples, what became of the rows, and the seconds that it took."""
