@@ -119,21 +119,23 @@ def trace(module: Traced, noises: Mapping[str, tuple[int, int]], opset: int) -> 
     parameter = next(module.parameters())
     ws = torch.zeros(3, module.synthesis.num_ws, module.synthesis.w_dim, device=parameter.device)
     arguments = (ws, [torch.zeros(3, 1, *shape) for shape in noises.values()])
-    return trace_program(module, arguments, ({0: rows}, [{0: rows} for _ in noises]), opset)
+    shapes = ({0: rows}, [{0: rows} for _ in noises])
+    with torch.no_grad(), quiet():
+        program = torch.export.export(module, arguments, dynamic_shapes=shapes)
+        folded = fold(program.module(check_guards=False))
+        program = torch.export.export(folded, arguments, dynamic_shapes=shapes)
+        return graph_of(program, opset)
 
 
 def trace_rows(module: nn.Module, arguments: tuple[Tensor, ...]) -> onnx.ModelProto:
     """The graph of a module, all of whose inputs and outputs have rows that are free."""
     rows = Dim(ROWS, min=1, max=4096)
-    return trace_program(module, arguments, tuple({0: rows} for _ in arguments), OPSET)
-
-
-def trace_program(module: nn.Module, arguments: tuple, shapes: tuple, opset: int) -> onnx.ModelProto:
     with torch.no_grad(), quiet():
-        program = torch.export.export(module, arguments, dynamic_shapes=shapes)
-        folded = fold(program.module(check_guards=False))
-        program = torch.export.export(folded, arguments, dynamic_shapes=shapes)
-        exported = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
+        return graph_of(torch.export.export(module, arguments, dynamic_shapes=tuple({0: rows} for _ in arguments)), OPSET)
+
+
+def graph_of(program: torch.export.ExportedProgram, opset: int) -> onnx.ModelProto:
+    exported = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
     assert exported is not None
     return exported.model_proto
 

@@ -112,7 +112,16 @@ def pool_all(r: "Rewriting", inputs: list[str], _: Mapping, __: int) -> Results:
 
 
 def expand(r: "Rewriting", inputs: list[str], _: Mapping, __: int) -> Results:
-    return [r.rows.expand(r.our(inputs[0]), r.sizes(inputs[1], "Expand"))]
+    data, wanted = r.our(inputs[0]), r.sizes(inputs[1], "Expand")
+    return [r.rows.expand(data, for_each_row(r, data, wanted))]
+
+
+def for_each_row(r: "Rewriting", data: str, wanted: list[Dim]) -> list[Dim]:
+    """How often a result is repeated; what a frozen batch has of something that is there once, it has for each row."""
+    dims = r.rows.shape(data)
+    is_once = len(dims) < len(wanted) or dims[0] == 1
+    is_of_batch = bool(wanted) and wanted[0] == r.rows.frozen and r.rows.frozen != 1
+    return [ROWS, *wanted[1:]] if is_of_batch and is_once else wanted
 
 
 def fill(r: "Rewriting", inputs: list[str], attributes: Mapping, _: int) -> Results:
@@ -121,7 +130,8 @@ def fill(r: "Rewriting", inputs: list[str], attributes: Mapping, _: int) -> Resu
 
 
 def tile(r: "Rewriting", inputs: list[str], _: Mapping, __: int) -> Results:
-    data, repeats = r.our(inputs[0]), r.sizes(inputs[1], "Tile")
+    data = r.our(inputs[0])
+    repeats = for_each_row(r, data, r.sizes(inputs[1], "Tile"))
     for axis, times in enumerate(repeats):
         dims = r.rows.shape(data)
         if times == 1:
@@ -158,7 +168,8 @@ def resize(r: "Rewriting", inputs: list[str], attributes: Mapping, _: int) -> Re
         if pair is None or not is_constant(pair):
             raise Malformed("Resize takes scales that are not constant")
         scales = pair[0].ravel().tolist()
-    kept = {name: value for name, value in attributes.items() if name != "antialias" or value}
+    kept = {name: value for name, value in attributes.items()
+            if not (name == "antialias" and not value) and (name, value) != ("keep_aspect_ratio_policy", b"stretch")}
     return [r.rows.emit("Resize", data, "", r.rows.weight(np.array(scales, np.float32)), **kept)]
 
 

@@ -144,7 +144,10 @@ class Rewriting:
             try:
                 self.rewrite(node)
             except Malformed as error:
-                raise CheckpointError(f"its {node.op_type} {node.output[0][:60]!r} cannot be used: {error}") from error
+                advice = "" if rows.frozen is None else (
+                    f". It was exported for batches of {rows.frozen}: export it with a batch that is free")
+                raise CheckpointError(f"its {node.op_type} {node.output[0][:60]!r} cannot be used: {error}{advice}"
+                                      ) from error
 
     def learn(self, name: str, array: Array) -> None:
         self.weights[name] = array
@@ -163,7 +166,9 @@ class Rewriting:
             self.known[node.output[0]] = whole if op == "Shape" else tuple(np.prod(x) for x in whole)  # type: ignore
             return None
         pairs = [self.known.get(name) if name else None for name in inputs]
-        if all(pair is not None or not name for pair, name in zip(pairs, inputs, strict=True)):
+        # Of a frozen batch, what is repeated may be repeated for each row.
+        is_repeated = self.rows.frozen is not None and op in ("Expand", "Tile")
+        if not is_repeated and all(pair or not name for pair, name in zip(pairs, inputs, strict=True)):
             found = fold(op, pairs, attributes)
             if found is not None and max(x.size for x in found) <= SMALL:
                 self.known[node.output[0]] = found
@@ -181,6 +186,8 @@ class Rewriting:
     def dims_of(self, name: str) -> Shape | None:
         if name in self.given:
             return self.rows.shape(self.given[name])
+        if name in self.known:
+            return self.known[name][0].shape
         return self.weights[name].shape if name in self.weights else None
 
     def our(self, name: str) -> str:
