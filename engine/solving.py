@@ -33,6 +33,7 @@ class Flows:
     def __init__(self, bundle: Bundle, solving: Solving, solver: Solver, prior: Prior, capacity: int):
         self.bundle, self.solving, self.solver, self.prior, self.capacity = bundle, solving, solver, prior, capacity
         self.idle: dict[Space, list[Flow]] = defaultdict(list)
+        self.has_warned = False
 
     @property
     def room(self) -> int:
@@ -94,7 +95,22 @@ class Flows:
                 wanted = [not ticket.is_gone() for ticket in tickets]
                 if any(wanted):
                     retire(lane, rows[wanted])
+                    self.warn_of_strays(lane, rows[wanted])
                 yield tickets
+
+    def warn_of_strays(self, lane: Lane, rows: Array) -> None:
+        """Say once if the flow takes rows out of the prior: no mapping keeps the length of a plain latent."""
+        if self.has_warned or not isinstance(self.prior, TruncatedNormal) or lane.flow.space.name != "z":
+            return
+        batch = lane.batch
+        length, start = (np.linalg.norm(z[rows], axis=1) for z in (batch.z, batch.origin))
+        limit = self.prior.farthest(batch.truncation[rows])
+        if len(strays := np.flatnonzero((length > limit) & (length > start))):
+            self.has_warned, worst = True, strays[np.argmax(length[strays])]
+            log.warning("a row ended where this generator's prior hardly reaches (|z| is %.1f; expected at most %.1f), "
+                        "so that its picture may be worse; others may too, and are not reported. Lower the guidance, "
+                        "or train sharp heads (lace-train heads --sharp), whose samples stay in the prior",
+                        length[worst], limit[worst])
 
 
 def retire(lane: Lane, rows: Array) -> None:
@@ -105,8 +121,6 @@ def retire(lane: Lane, rows: Array) -> None:
     # Solvers that end a row without a look at its end leave it to this one; and no picture comes of an infinite w.
     is_whole = np.isfinite(batch.logp[rows]) & np.isfinite(batch.w[rows]).all(axis=1)
     batch.status[rows[~is_whole & (batch.status[rows] == Status.DONE)]] = Status.NONFINITE
-    if isinstance(flow.prior, TruncatedNormal) and flow.space.name == "z":
-        warn_of_strays(flow.prior, batch, rows)
     ends = zip(rows.tolist(), batch.logp[rows].tolist(), batch.status[rows].tolist(),
                batch.counters[rows].tolist(), strict=True)
     for row, logp, status, (steps, evaluations, rejected, forced) in ends:
@@ -119,14 +133,3 @@ def retire(lane: Lane, rows: Array) -> None:
             exact=bool(exact), candidates=candidates, corrections=corrections,
             acceptance=accepted / corrections if corrections else None,
         )
-
-
-def warn_of_strays(prior: TruncatedNormal, batch: Batch, rows: Array) -> None:
-    """Of rows that the flow took out of the prior: no mapping keeps the length of a plain latent."""
-    length, start = (np.linalg.norm(z[rows], axis=1) for z in (batch.z, batch.origin))
-    limit = prior.farthest(batch.truncation[rows])
-    if len(strays := np.flatnonzero((length > limit) & (length > start))):
-        worst = strays[np.argmax(length[strays])]
-        log.warning("%d rows ended where this generator's prior hardly reaches (|z| is up to %.1f; expected at most "
-                    "%.1f): their pictures may be worse. Lower the guidance, or train sharp heads (lace-train heads "
-                    "--sharp), whose samples stay in the prior", len(strays), length[worst], limit[worst])

@@ -104,13 +104,13 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
     source, wishes = {}, Wishes(latent, classes, value_range, module, module_args or {})
     if not hasattr(gan, "mapping"):
         progress("reading the generator")
-    if path is None:
-        gan = gan if hasattr(gan, "mapping") else load_plain(gan, wishes)
-    else:
-        gan = load_plain(path, wishes) if wishes.module or is_onnx_file(path) else load_generator(wishes.refused(path))
+        if path is None or wishes.module or is_onnx_file(path):
+            refuse_for_plain({"precision": precision, "noise": noise, "lowering": lowering})
+            gan = load_plain(path or gan, wishes)
+        else:
+            gan = load_generator(wishes.refused(path))
+    if path is not None:
         source = {"source": path.name, "sha256": sha256(path), **training_record(path)}
-    if not gan.facts.normalise:
-        refuse_for_plain({"precision": precision, "noise": noise, "lowering": lowering})
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
     stacks = rename(read_stacks(heads, labels, array(gan.mapping.w_avg)), set())
     refuse_lonely(stacks)

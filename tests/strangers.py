@@ -1,5 +1,7 @@
 """Generators as others write them, with random weights: their classes know nothing of this project."""
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ class DCGAN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         sizes = [nz, ngf * 4, ngf * 2, ngf]
-        for i, (width, more) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (width, more) in enumerate(itertools.pairwise(sizes)):
             layers += [nn.ConvTranspose2d(width, more, 4, 2 if i else 1, 1 if i else 0, bias=False),
                        nn.BatchNorm2d(more), nn.ReLU(True)]
         self.main = nn.Sequential(*layers, nn.ConvTranspose2d(ngf, nc, 4, 2, 1, bias=False), nn.Tanh())
