@@ -47,7 +47,8 @@ class Start:
     """Where and how a row begins.
 
     z          (width,) the state: a latent of ``space``
-    psi        truncation of the row;  label: class of a conditional generator
+    psi        truncation by the mapping;  label: class of a conditional generator
+    truncation   of the draw, for solvers that draw again (engine/prior.py)
     anchor_z, anchor_w   what ``near`` measures from
     solver     how the row advances, None: as its lane does
     wish       the condition for the posterior, whose statements on values are true or false
@@ -63,6 +64,7 @@ class Start:
     anchor_w: Array
     solver: "Solver | None" = None
     wish: Tape = EMPTY
+    truncation: float = 1.0
 
 
 class Batch:
@@ -88,6 +90,7 @@ class Batch:
         self.origin = np.zeros((capacity, width), dtype)
         self.gradient = np.zeros((capacity, width), dtype)
         self.psi = np.ones((capacity, 1), dtype)
+        self.truncation = np.ones((capacity, 1), dtype)
         self.label = np.zeros(capacity, np.int64)
         self.anchor_z = np.zeros((capacity, width), dtype)
         self.anchor_w = np.zeros((capacity, w_dim), dtype)
@@ -114,7 +117,7 @@ class Batch:
     def admit(self, row: int, start: Start) -> None:
         """Put a request into a free slot; every trace of the slot's former row is overwritten."""
         self.z[row], self.origin[row] = start.z, start.z
-        self.psi[row], self.label[row] = start.psi, start.label
+        self.psi[row], self.truncation[row], self.label[row] = start.psi, start.truncation, start.label
         self.anchor_z[row], self.anchor_w[row] = start.anchor_z, start.anchor_w
         self.tapes[row], self.seeds[row] = start.tape, start.seed
         self.near[row] = start.tape.near

@@ -19,7 +19,7 @@ from engine.drive import Ticket
 from engine.editing import conjunction, holding, kept_terms
 from engine.errors import RequestError, SolveError
 from engine.grammar import parse
-from engine.prior import StandardNormal
+from engine.prior import prior_of
 from engine.reference.evidence import Evidence, evidence
 from engine.rendering import render
 from engine.requests import Request, Sample, Wanted, as_requests, checked_latent, is_finite
@@ -80,7 +80,8 @@ class Sampler:
     logic           "product" (De Morgan holds), or "lace" for the paper's constants, with its temperature
     guidance        factor of every condition's log p: more obeys better and moves farther. None: the bundle's, or 1,
                     as in the paper, with "lace". The posterior takes it instead of a confidence, as the power of P
-    truncation      psi for requests that name none; None: the bundle's
+    truncation      psi for requests that name none; None: the bundle's. A plain generator has it in the draw: below 1
+                    psi times a normal truncated to [-2, 2]; latents that a request brings are left alone
     threads         of the runtime; 0: its own choice
     precision       of the runtime, where it offers a choice, as openvino does; None: its default
     queue_size      requests that may wait for ``submit``'s rows
@@ -115,7 +116,7 @@ class Sampler:
         if guidance is None:
             guidance = 1.0 if logic == "lace" else g.guidance
         self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads, precision=precision)
-        self.flows = Flows(self.bundle, self.runtime.solving, flow, StandardNormal(g.z_dim), capacity)
+        self.flows = Flows(self.bundle, self.runtime.solving, flow, prior_of(g), capacity)
         self.starts = Starts(self.bundle, self.flows, logic=logic, temperature=temperature, guidance=guidance,
                              truncation=g.truncation if truncation is None else truncation,
                              posterior=posterior, is_strict=solver is not None and posterior is not None)

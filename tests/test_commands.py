@@ -30,7 +30,7 @@ from engine.origin import installed
 from engine.runtimes import MissingRuntime, packages
 from engine.text import code, markdown, table_row, to_json, visible
 from exporter import cli as export_command
-from exporter.export import export
+from exporter import export
 from lace_evaluation import cli as eval_command
 from lace_trainer import cli as train_command
 from tests import tiny
@@ -461,7 +461,7 @@ def test_B5_errors_of_the_system_name_the_place_and_what_to_do(bundle, tmp_path,
 
 def test_C9_packages_are_looked_for_before_the_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr("exporter.export.export", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("exporter.exporting.export", lambda *_, **__: pytest.fail("worked"))
     assert run(export_command.main, "--gan", "x.pkl") == MISSING_PACKAGE
     said = capsys.readouterr().err
     assert "package 'onnxruntime' is missing; install it with: pip install 'lace-engine[export]'" in said

@@ -14,9 +14,7 @@ from engine.runtimes import open_runtime
 from engine.runtimes.onnxruntime import Graphs
 from engine.sampler import Sampler
 from engine.verify import check_bundle
-from exporter import cli
-from exporter import export as exporting
-from exporter.export import add_parts, export
+from exporter import add_parts, cli, export, exporting
 from exporter.heads import SharpStack, load_heads, save_head
 from exporter.parts import KINDS, kind_of
 from tests import tiny
