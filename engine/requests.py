@@ -97,6 +97,9 @@ class Sample:
     exact, candidates, corrections, acceptance   of the posterior: whether a candidate of the prior was accepted, which
                   is an exact and independent sample; how many were drawn; steps of preconditioned Crank-Nicolson for
                   rows without one, and the share of these that moved the row, None without steps
+    anchor        of an edit by the ladder: the sample with which the chain of edits began
+    changed       of such an edit: the attributes that nobody asked for and that have changed, by the sharp heads: from
+                  what they were in the anchor, or after the edit that had asked for them
     """
 
     request: Request
@@ -115,6 +118,8 @@ class Sample:
     candidates: int = 0
     corrections: int = 0
     acceptance: float | None = None
+    anchor: "Sample | None" = None
+    changed: tuple[str, ...] = ()
 
     @property
     def condition(self) -> Condition | None:
