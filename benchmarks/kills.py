@@ -104,13 +104,13 @@ def bundle_state(folder: Path) -> str:
 
 
 def export_to(folder: Path, guidance: float, overwrite: bool = False) -> None:
-    from exporter.export import export
+    from exporter import export
 
     export(parts(), [head("smile")], out=folder / "world.lace", guidance=guidance, overwrite=overwrite)
 
 
 def add_head(folder: Path, name: str) -> None:
-    from exporter.export import export
+    from exporter import export
 
     export(folder / "world.lace", [head(name)], out=folder / "world.lace", overwrite=True)
 

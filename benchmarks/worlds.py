@@ -15,8 +15,8 @@ import torch
 from engine.bundle import FIELD, GOLDEN, Bundle, GeneratorFacts, Manifest, save_tensors, write_manifest, writing
 from engine.reference import field as twin
 from engine.reference.answers import golden_answers
+from exporter import export
 from exporter.contents import field_tensors, head_tensors, records
-from exporter.export import export
 from exporter.field_graphs import write_field_graphs
 from exporter.generators import Facts, Parts
 from exporter.generators.stylegan2 import Mapping, Synthesis, channel_widths

@@ -49,7 +49,8 @@ class Start:
     """Where and how a row begins.
 
     z          (width,) the state: a latent of ``space``
-    psi        truncation of the row;  label: class of a conditional generator
+    psi        truncation by the mapping;  label: class of a conditional generator
+    truncation   of the draw, for solvers that draw again (engine/prior.py)
     anchor_z, anchor_w   what ``near`` measures from
     solver     how the row advances, None: as its lane does
     wish       the condition for the posterior, whose statements on values are true or false
@@ -67,6 +68,7 @@ class Start:
     solver: "Solver | None" = None
     wish: Tape = EMPTY
     candidate: int = 0
+    truncation: float = 1.0
 
 
 class Batch:
@@ -92,6 +94,7 @@ class Batch:
         self.origin = np.zeros((capacity, width), dtype)
         self.gradient = np.zeros((capacity, width), dtype)
         self.psi = np.ones((capacity, 1), dtype)
+        self.truncation = np.ones((capacity, 1), dtype)
         self.label = np.zeros(capacity, np.int64)
         self.anchor_z = np.zeros((capacity, width), dtype)
         self.anchor_w = np.zeros((capacity, w_dim), dtype)
@@ -119,7 +122,7 @@ class Batch:
     def admit(self, row: int, start: Start) -> None:
         """Put a request into a free slot; every trace of the slot's former row is overwritten."""
         self.z[row], self.origin[row] = start.z, start.z
-        self.psi[row], self.label[row] = start.psi, start.label
+        self.psi[row], self.truncation[row], self.label[row] = start.psi, start.truncation, start.label
         self.anchor_z[row], self.anchor_w[row] = start.anchor_z, start.anchor_w
         self.tapes[row], self.seeds[row], self.candidates[row] = start.tape, start.seed, start.candidate
         self.near[row] = start.tape.near

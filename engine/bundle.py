@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from engine.components import Components, measure_components
 from engine.errors import BundleError
 from engine.folders import recover, writing_folder
 from engine.manifest import (
@@ -97,6 +98,11 @@ class Bundle:
     def spaces(self) -> Mapping[str, Space]:
         """The spaces in which a flow may run, by name."""
         return spaces_of(self.generator)
+
+    @cached_property
+    def components(self) -> Components:
+        """The principal components of W, measured at the first use."""
+        return measure_components(self.field, self.generator)
 
     @property
     def is_linked(self) -> bool:
@@ -171,7 +177,8 @@ def check_files(path: Path, places: Mapping[str, Path], files: Mapping[str, Mapp
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     # Not safetensors' save_file: it makes files that only their owner may read.
-    path.write_bytes(save(dict(tensors)))
+    # Nor does it heed strides: of a view it writes the memory, which are other numbers.
+    path.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
 
 
 def writing(target: str | os.PathLike, *, overwrite: bool = False) -> AbstractContextManager[Path]:

@@ -34,8 +34,8 @@ class GeneratorFacts:
     """Sizes of the generator.
 
     ``labels``: number of classes (0: unconditional). ``truncation``: the default psi of a request. ``guidance``: the
-    default factor of a condition's log p. ``mapping_layers``: 0 for a generator whose w is its z; ``normalise``:
-    whether the mapping scales z to unit mean square first.
+    default factor of a condition's log p. ``mapping_layers``: 0 for a generator whose w is its z, followed by the
+    embedding of its label if it is conditional; ``normalise``: whether the mapping scales z to unit mean square first.
     """
 
     name: str
@@ -50,6 +50,18 @@ class GeneratorFacts:
     guidance: float = 1.0
     mapping_layers: int = 8
     normalise: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the generator takes its latent as it is, so that truncation is the draw's."""
+        return not self.mapping_layers and not self.normalise
+
+    @property
+    def embedded(self) -> int:
+        """Numbers that a label adds to the mapping's input: without layers they are the end of w."""
+        if not self.labels:
+            return 0
+        return self.w_dim if self.mapping_layers else self.w_dim - self.z_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,9 +359,9 @@ def check_records(manifest: Manifest) -> None:
     for what, entries in (("heads", manifest.heads), ("attributes", manifest.attributes)):
         if len({entry.name for entry in entries}) < len(entries):
             raise BundleError(f"two {what} have the same name")
-    if manifest.format[0] >= 2 and not g.mapping_layers and (g.labels or g.z_dim != g.w_dim):
-        raise BundleError("a generator without a mapping has a w that is its z: expected no labels, and "
-                          "z_dim equal to w_dim")
+    if manifest.format[0] >= 2 and not g.mapping_layers and (g.z_dim >= g.w_dim if g.labels else g.z_dim != g.w_dim):
+        raise BundleError("a generator without a mapping has a w that is its z: expected z_dim equal to w_dim, or "
+                          "below it where labels are embedded behind z")
     for head in manifest.heads:
         if head.widths[0] != (g.w_dim if head.space == "w" else g.z_dim):
             raise BundleError(f"head {head.name!r} with widths {head.widths} does not read from w or z")

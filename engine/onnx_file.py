@@ -82,6 +82,12 @@ class Model(NamedTuple):
         start, end = tensor.span
         return np.frombuffer(self.data[start:end], INTEGERS[tensor.kind])
 
+    def floats(self, tensor: Tensor) -> Array:
+        """The numbers of a float32 tensor that lies in the file, in one line."""
+        assert tensor.span is not None
+        start, end = tensor.span
+        return np.frombuffer(self.data[start:end], "<f4")
+
 
 class Message:
     """The fields of a message that we take: by key (number and wire type), whether it may come more than once.

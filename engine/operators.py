@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.onnx_file import INTEGERS, Graph, Malformed, Model, Node, Tensor
+from engine.onnx_file import FLOAT, INTEGERS, Graph, Malformed, Model, Node, Tensor
 
 OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 18, 22, 10
 MOST_NODES = 10_000
 MOST_SYMBOLS = 2  # in one shape: rows, and cotangents of each
+PICTURE_RANK = 4  # rows, channels, height, width
 
 Dim = int | str
 Shape = tuple[Dim, ...]
@@ -35,6 +36,7 @@ class Shapes:
         self.model, self.most, self.work, self.weight, self.nodes = model, most, work, weight, MOST_NODES
         self.shapes: dict[str, Shape] = dict(inputs)
         self.values: dict[str, Shape] = {}  # small vectors of integers whose numbers are known
+        self.scales: dict[str, tuple[float, ...]] = {}  # vectors that may be the scales of a Resize
         self.bounded: set[Shape] = set()  # shapes that are not too large
         self.own = set(inputs)  # names that this graph gives, and not one around it
         self.run(model.graph)
@@ -51,7 +53,7 @@ class Shapes:
 
     def run(self, graph: Graph) -> None:
         for tensor in graph.initialisers:
-            self.values.pop(tensor.name, None)  # of the same name in a graph around this one
+            self.forget(tensor.name)  # of the same name in a graph around this one
             self.define(tensor.name, tensor.dims)
             self.learn(tensor.name, tensor)
         for node in graph.nodes:
@@ -66,19 +68,23 @@ class Shapes:
                     raise Malformed(f"{node.op} reads {name!r}, which nothing before it gives")
             self.apply(node)
 
+    def forget(self, name: str) -> None:
+        self.values.pop(name, None)
+        self.scales.pop(name, None)
+
     def branch(self, graph: Graph) -> list[Shape]:
         """The results of a graph within the graph, whose names nobody else sees."""
-        around = self.shapes, self.values, self.own
-        self.shapes, self.values, self.own = dict(self.shapes), dict(self.values), set()
+        around = self.shapes, self.values, self.scales, self.own
+        self.shapes, self.values, self.scales, self.own = dict(self.shapes), dict(self.values), dict(self.scales), set()
         self.run(graph)
         found = [self.shapes[output.name] for output in graph.outputs]
-        self.shapes, self.values, self.own = around
+        self.shapes, self.values, self.scales, self.own = around
         return found
 
     def apply(self, node: Node) -> None:
-        if self.values:
+        if self.values or self.scales:
             for name in node.outputs:
-                self.values.pop(name, None)
+                self.forget(name)
         try:
             found = self.operators()[node.op](self, node)
         except (IndexError, KeyError, TypeError, ValueError) as error:
@@ -117,6 +123,8 @@ class Shapes:
         """Remember the numbers of integer constants; weights must be where they say."""
         if tensor.external:
             self.weight(tensor)
+        elif tensor.kind == FLOAT and len(tensor.dims) == 1 and tensor.dims[0] == PICTURE_RANK:
+            self.scales[name] = tuple(self.model.floats(tensor).tolist())
         elif tensor.kind in INTEGERS:
             if len(tensor.dims) > 1 or size(tensor.dims) > 64:
                 raise Malformed(f"the integers {tensor.name!r} have the shape {tensor.dims}; expected at most 64")
@@ -314,7 +322,9 @@ def transpose(shapes: Shapes, node: Node) -> Shape:
 def reduce(shapes: Shapes, node: Node) -> Shape:
     data = shapes.of(node, 0)
     axes = {axis_of(node, axis, len(data)) for axis in shapes.integers(node, 1)}
-    expect(node, attribute(node, "keepdims", 1) == 1 and bool(axes))
+    expect(node, bool(axes) and "noop_with_empty_axes" not in node.attributes)
+    if not attribute(node, "keepdims", 1):
+        return tuple(dim for i, dim in enumerate(data) if i not in axes)
     return tuple(1 if i in axes else dim for i, dim in enumerate(data))
 
 
@@ -356,6 +366,62 @@ def conv_transpose(shapes: Shapes, node: Node) -> Shape:
     return (shapes.of(node, 0)[0], kernel[1] * group, *out)  # type: ignore[operator]
 
 
+def pool(shapes: Shapes, node: Node) -> Shape:
+    data = shapes.of(node, 0)
+    expect(node, len(data) == PICTURE_RANK and len(node.outputs) == 1)
+    expect(node, node.attributes.get("auto_pad", b"NOTSET") == b"NOTSET" and not attribute(node, "ceil_mode", 0))
+    kernel, strides = (attributes(node, name, (1, 1)) for name in ("kernel_shape", "strides"))
+    dilations, pads = attributes(node, "dilations", (1, 1)), attributes(node, "pads", (0, 0, 0, 0))
+    expect(node, min(*kernel, *strides, *dilations) > 0)
+    out = [(n + pads[i] + pads[2 + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1  # type: ignore[operator]
+           for i, n in enumerate(data[2:])]
+    expect(node, min(out) > 0)
+    shapes.spend(node, math.prod(out) * math.prod(kernel) * data[1])  # type: ignore[arg-type]
+    return (*data[:2], *out)
+
+
+def resize(shapes: Shapes, node: Node) -> Shape:
+    """By constant scales of height and width."""
+    data = shapes.of(node, 0)
+    expect(node, len(data) == PICTURE_RANK and len(node.inputs) == 3 and not node.inputs[1])
+    expect(node, not {"axes", "keep_aspect_ratio_policy"} & set(node.attributes))
+    expect(node, node.attributes.get("coordinate_transformation_mode") != b"tf_crop_and_resize")
+    scales = shapes.scales[node.inputs[2]]
+    expect(node, scales[:2] == (1, 1) and all(0 < scale <= 1 << 12 for scale in scales))
+    out = [math.floor(n * scale) for n, scale in zip(data[2:], scales[2:], strict=True)]  # type: ignore[operator]
+    expect(node, min(out) > 0)
+    return (*data[:2], *out)
+
+
+def pad(shapes: Shapes, node: Node) -> Shape:
+    data, more = shapes.of(node, 0), shapes.integers(node, 1)
+    expect(node, len(more) == 2 * len(data) and all(0 <= n < 1 << 16 for n in more) and len(node.inputs) <= 3)
+    before, after = more[: len(data)], more[len(data) :]
+    expect(node, all(isinstance(dim, int) or not a + b for dim, a, b in zip(data, before, after, strict=True)))
+    return tuple(dim + a + b if a + b else dim  # type: ignore[operator]
+                 for dim, a, b in zip(data, before, after, strict=True))
+
+
+def by_channel(shapes: Shapes, node: Node) -> Shape:
+    """A normalisation with numbers of each channel."""
+    data = shapes.of(node, 0)
+    expect(node, len(data) >= 2 and len(node.inputs) >= 3 and not attribute(node, "training_mode", 0))
+    expect(node, all(shapes.shapes[name] == data[1:2] for name in node.inputs[1:]))
+    return data
+
+
+def by_layer(shapes: Shapes, node: Node) -> Shape:
+    data = shapes.of(node, 0)
+    axis = axis_of(node, attribute(node, "axis", -1), len(data))
+    expect(node, len(node.inputs) >= 2 and all(shapes.shapes[name] == data[axis:] for name in node.inputs[1:]))
+    return data
+
+
+def softmax(shapes: Shapes, node: Node) -> Shape:
+    axis_of(node, attribute(node, "axis", -1), len(shapes.of(node, 0)))
+    return same(shapes, node)
+
+
 def depth_to_space(shapes: Shapes, node: Node) -> Shape:
     n, channels, height, width = shapes.of(node, 0)
     block = attribute(node, "blocksize", 0)
@@ -383,11 +449,20 @@ def either(shapes: Shapes, node: Node) -> list[Shape]:
     return found[0]
 
 
+# What networks of others draw pictures with, beside what our own graphs need.
+UNARY = ("Abs", "Cast", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+         "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign",
+         "Sqrt", "Tanh")
+
 Rule = Callable[[Any, Node], Shape | list[Shape]]
 OPERATORS: dict[str, Rule] = {
-    **dict.fromkeys(("Abs", "Cast", "Clip", "LeakyRelu", "Neg", "Reciprocal", "Sin", "Sqrt"), same),
-    **dict.fromkeys(("Add", "Div", "Greater", "Mul", "Pow", "Sub", "Where"), elementwise),
-    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceSum"), reduce),
+    **dict.fromkeys(UNARY, same),
+    **dict.fromkeys(("Add", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "Where"),
+                    elementwise),
+    **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), reduce),
+    **dict.fromkeys(("AveragePool", "MaxPool"), pool),
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), by_channel),
+    "LayerNormalization": by_layer, "Pad": pad, "Resize": resize, "Softmax": softmax,
     "Concat": concat, "Constant": constant, "Conv": conv, "ConvTranspose": conv_transpose,
     "DepthToSpace": depth_to_space, "Expand": expand, "Gather": gather, "Gemm": gemm, "If": either, "MatMul": matmul,
     "Reshape": reshape, "Shape": shape_of, "Size": number_of, "Slice": slice_of, "Transpose": transpose,

@@ -105,6 +105,9 @@ class Sample:
                   rows without one, and the share of these that moved the row, None without steps
     candidate     the candidate that the row began with; more than 0 behind one whose picture was denied
     decodes       pictures that a check looked at, 0 without one
+    anchor        of an edit by the ladder: the sample with which the chain of edits began
+    changed       of such an edit: the attributes that nobody asked for and that have changed, by the sharp heads: from
+                  what they were in the anchor, or after the edit that had asked for them
     """
 
     request: Request
@@ -125,6 +128,8 @@ class Sample:
     acceptance: float | None = None
     candidate: int = 0
     decodes: int = 0
+    anchor: "Sample | None" = None
+    changed: tuple[str, ...] = ()
 
     @property
     def condition(self) -> Condition | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy import ndarray as Array
@@ -17,10 +18,10 @@ from engine.check import Check, confirm, open_check
 from engine.condition import Condition
 from engine.constants import MOST_THREADS
 from engine.drive import Ticket
-from engine.editing import conjunction, holding, kept_terms
+from engine.editing import Editor, FlowSettings
 from engine.errors import RequestError, SolveError
 from engine.grammar import parse
-from engine.prior import StandardNormal
+from engine.prior import prior_of
 from engine.reference.evidence import Evidence, evidence
 from engine.rendering import render
 from engine.requests import Request, Sample, Wanted, as_requests, checked_latent, is_finite
@@ -30,7 +31,7 @@ from engine.solvers import Solver, describe, make_solver
 from engine.solvers.gauss_newton import GaussNewton
 from engine.solvers.posterior import FieldWorld, Posterior
 from engine.solving import Flows
-from engine.starts import Anchor, Starts
+from engine.starts import Starts
 
 DEMO = "demo"
 # Limits of what is asked for by mistake: more would only fail later, in the middle of the work.
@@ -68,6 +69,15 @@ def choose(solver: str | Solver | None, given: dict, *, logic: str, confidence: 
     return make_solver("gauss-newton" if solver is None else solver, **settings), None
 
 
+def arrived(samples: list[Sample], strict: bool) -> list[Sample]:
+    """The samples; if ``strict``, SolveError for rows that did not arrive."""
+    failed = [f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in enumerate(samples) if s.status != Status.DONE]
+    if strict and failed:
+        listed = "; ".join(failed[:8])
+        raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
+    return samples
+
+
 class Sampler:
     """Samples a bundle's generator under conditions.
 
@@ -82,7 +92,8 @@ class Sampler:
     logic           "product" (De Morgan holds), or "lace" for the paper's constants, with its temperature
     guidance        factor of every condition's log p: more obeys better and moves farther. None: the bundle's, or 1,
                     as in the paper, with "lace". The posterior takes it instead of a confidence, as the power of P
-    truncation      psi for requests that name none; None: the bundle's
+    truncation      psi for requests that name none; None: the bundle's. A plain generator has it in the draw: below 1
+                    psi times a normal truncated to [-2, 2]; latents that a request brings are left alone
     threads         of the runtime; 0: its own choice
     precision       of the runtime, where it offers a choice, as openvino does; None: its default
     check           an image classifier (MODEL.onnx, its spec beside it) that looks at the pictures of the posterior:
@@ -121,10 +132,11 @@ class Sampler:
         if guidance is None:
             guidance = 1.0 if logic == "lace" else g.guidance
         self.runtime = open_runtime(self.bundle, runtime, device=device, threads=threads, precision=precision)
-        self.flows = Flows(self.bundle, self.runtime.solving, flow, StandardNormal(g.z_dim), capacity)
+        self.flows = Flows(self.bundle, self.runtime.solving, flow, prior_of(g), capacity)
         self.starts = Starts(self.bundle, self.flows, logic=logic, temperature=temperature, guidance=guidance,
                              truncation=g.truncation if truncation is None else truncation,
                              posterior=posterior, is_strict=solver is not None and posterior is not None)
+        self.editor = Editor(self.starts, self.collect, self.measure)
         self.queue_size = queue_size
         self.check = self.open_check(check, max_decodes)
         self.service = self.new_service()
@@ -202,29 +214,21 @@ class Sampler:
     def __exit__(self, kind, *_) -> None:
         self.close(cancel=kind is not None)
 
-    def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *,
-             keep: str | Sequence[str] | None = "*", keep_weight: float = 0.01, near: float | None = 0.04,
-             hold: bool = True, strict: bool = False) -> list[Sample]:
-        """Sequential editing: from each sample's latent, towards ``condition``, holding on to the rest.
+    def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *, method: str | None = None,
+             keep: str | Sequence[str] | None = "*", strict: bool = False,
+             **settings: Unpack[FlowSettings]) -> list[Sample]:
+        """Sequential editing: from each sample towards ``condition``, holding on to the rest.
 
-        keep   attributes whose logits stay near the sample's: names, "*" for all that are not mentioned, None
-        near   weight of the distance to the sample in z and w; None leaves it out. The weights are the paper's
-        hold   keep the sample's former targets too, unless the new condition mentions their attributes
-
-        Nie, Vahdat, Anandkumar, NeurIPS 2021, section on sequential editing.
+        method   "ladder": changes as little else as it can, and says what in ``Sample.changed``. Needs calibrated sharp
+                 heads of all that is asked for or kept. "flow": the paper's way, which takes ``settings``; see
+                 ``engine.editing.FlowSettings``. None: the ladder where the bundle can serve it, else the flow
+        keep     attributes that stay as they are: names, "*" for all that the condition does not mention, None
+        Raises RequestError, ConditionError; SolveError if ``strict`` and some rows did not arrive.
         """
         samples = [samples] if isinstance(samples, Sample) else list(samples)
         wanted = parse(condition) if isinstance(condition, str) else condition
-        holders = holding([keep] if isinstance(keep, str) else keep, keep_weight, near)
-        tickets = []
-        for sample, logits in zip(samples, self.measure(samples), strict=True):
-            target = conjunction([wanted, *(kept_terms(sample.condition, wanted) if hold else [])])
-            request = replace(sample.request, condition=target, z=sample.z, w=sample.w if sample.z is None else None)
-            anchor = Anchor(sample.latent, sample.w, logits)
-            (latent,) = self.starts.draw([request])
-            start = self.starts.begin(request, conjunction([target, *holders]), latent, anchor)
-            tickets.append(Ticket(request, start))
-        return self.render(self.collect(tickets, strict))
+        names = [keep] if isinstance(keep, str) else keep
+        return self.render(arrived(self.editor.edit(samples, wanted, method, names, settings), strict))
 
     def measure(self, samples: Sequence[Sample]) -> list[dict[str, Array]]:
         """Raw logits (C,) of every attribute of the bundle that can be read there, one dictionary per sample."""
@@ -275,29 +279,18 @@ class Sampler:
                 part = checked[first : first + CHECKED]
                 samples = self.render([ticket.sample for ticket in part if ticket.sample is not None])
                 running += confirm(part, samples)
-        return self.results(tickets, strict)
+        return arrived([ticket.sample for ticket in tickets if ticket.sample is not None], strict)
 
-    def collect(self, tickets: Sequence[Ticket], strict: bool) -> list[Sample]:
+    def collect(self, tickets: Sequence[Ticket], strict: bool = False) -> list[Sample]:
         """Solve all; their samples in the same order."""
         self.run(tickets)
-        return self.results(tickets, strict)
+        return arrived([ticket.sample for ticket in tickets if ticket.sample is not None], strict)
 
     def run(self, tickets: Sequence[Ticket]) -> None:
         """Solve all."""
         capacity, waiting = min(self.flows.room, len(tickets)), iter(tickets)
         for _ in self.flows.run(lambda running: islice(waiting, capacity - running), capacity):
             pass
-
-    def results(self, tickets: Sequence[Ticket], strict: bool) -> list[Sample]:
-        """The samples of solved tickets. Raises SolveError if some did not arrive and ``strict`` says so."""
-        samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
-        failed = [
-            f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in enumerate(samples) if s.status != Status.DONE
-        ]
-        if strict and failed:
-            listed = "; ".join(failed[:8])
-            raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
-        return samples
 
     def __reduce__(self):
         raise TypeError("a Sampler holds threads and compiled code and cannot be pickled: hand over the bundle's path, "

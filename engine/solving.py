@@ -1,5 +1,6 @@
 """The flows of a bundle on a runtime, and the loop that takes rows along them."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,12 +13,14 @@ from engine.batch import Batch, Start, Status
 from engine.bundle import Attribute, Bundle
 from engine.drive import Lane, Ticket, drive
 from engine.flow import Flow
-from engine.prior import Prior
+from engine.prior import Prior, TruncatedNormal
 from engine.requests import Sample
 from engine.runtimes import Solving
 from engine.solvers import Solver
 from engine.solvers.posterior import Posterior
 from engine.spaces import Space
+
+log = logging.getLogger(__name__)
 
 
 class Flows:
@@ -30,6 +33,7 @@ class Flows:
     def __init__(self, bundle: Bundle, solving: Solving, solver: Solver, prior: Prior, capacity: int):
         self.bundle, self.solving, self.solver, self.prior, self.capacity = bundle, solving, solver, prior, capacity
         self.idle: dict[Space, list[Flow]] = defaultdict(list)
+        self.has_warned = False
 
     @property
     def room(self) -> int:
@@ -91,7 +95,22 @@ class Flows:
                 wanted = [not ticket.is_gone() for ticket in tickets]
                 if any(wanted):
                     retire(lane, rows[wanted])
+                    self.warn_of_strays(lane, rows[wanted])
                 yield tickets
+
+    def warn_of_strays(self, lane: Lane, rows: Array) -> None:
+        """Say once if the flow takes rows out of the prior: no mapping keeps the length of a plain latent."""
+        if self.has_warned or not isinstance(self.prior, TruncatedNormal) or lane.flow.space.name != "z":
+            return
+        batch = lane.batch
+        length, start = (np.linalg.norm(z[rows], axis=1) for z in (batch.z, batch.origin))
+        limit = self.prior.farthest(batch.truncation[rows])
+        if len(strays := np.flatnonzero((length > limit) & (length > start))):
+            self.has_warned, worst = True, strays[np.argmax(length[strays])]
+            log.warning("a row ended where this generator's prior hardly reaches (|z| is %.1f; expected at most %.1f), "
+                        "so that its picture may be worse; others may too, and are not reported. Lower the guidance, "
+                        "or train sharp heads (lace-train heads --sharp), whose samples stay in the prior",
+                        length[worst], limit[worst])
 
 
 def retire(lane: Lane, rows: Array) -> None:

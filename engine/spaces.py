@@ -1,7 +1,7 @@
 """Latent spaces of a generator: where a flow runs, and how one gets from there to what the synthesis takes.
 
-The mapping leads from ``z`` to ``w``; the synthesis takes one w for each of its style layers, ``ws``. A generator
-without a mapping has a w that is its z: no layers, and nothing is normalised.
+The mapping leads from ``z`` to ``w``; the synthesis takes one w for each of its style layers, ``ws``. A plain generator
+has a w that is its z, and behind it the embedding of its label if it is conditional: no layers, nothing is normalised.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,13 @@ class Space:
     width: int
     is_mapped: bool = False
 
+
 def spaces_of(generator: "GeneratorFacts") -> Mapping[str, Space]:
-    """The spaces in which a flow may run, by name."""
-    return {"z": Space("z", generator.z_dim, is_mapped=True), "w": Space("w", generator.w_dim)}
+    """The spaces in which a flow may run, by name. Not in a w that holds a label: it would move."""
+    spaces = {"z": Space("z", generator.z_dim, is_mapped=True), "w": Space("w", generator.w_dim)}
+    if generator.is_plain and generator.labels:
+        del spaces["w"]
+    return spaces
 
 
 def spread(w: Array, num_ws: int) -> Array:

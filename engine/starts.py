@@ -10,6 +10,7 @@ from engine.batch import Start
 from engine.bundle import Attribute, Bundle
 from engine.condition import Condition
 from engine.errors import ConditionError, RequestError
+from engine.prior import split
 from engine.reference.noise import normals_many
 from engine.requests import Request, checked_latent
 from engine.solvers import Solver, with_steps
@@ -61,24 +62,30 @@ class Starts:
 
     def draw(self, requests: Sequence[Request]) -> list[Array]:
         """Where requests begin: the latent they bring, else the prior's at their seed."""
-        spaces, prior = self.bundle.spaces, self.flows.prior
-        seeds = [r.seed for r in requests if r.latent is None]
-        noise = normals_many(seeds, [PRIOR_STREAM] * len(seeds), prior.noise_dim)
-        drawn = iter(prior.push(noise))
-        return [next(drawn) if r.latent is None else checked_latent(r.latent, spaces[r.space].width, r.space)
+        prior, unplaced = self.flows.prior, [r for r in requests if r.latent is None]
+        noise = normals_many([r.seed for r in unplaced], [PRIOR_STREAM] * len(unplaced), prior.noise_dim)
+        drawn = iter(prior.push(noise, np.array([self.truncations(r)[0] for r in unplaced])))
+        return [next(drawn) if r.latent is None else checked_latent(r.latent, self.space(r.space).width, r.space)
                 for r in requests]
+
+    def space(self, name: str) -> Space:
+        """Where requests begin. Raises RequestError."""
+        if name not in self.bundle.spaces:
+            raise RequestError("this generator is plain and conditional: its w is z and the class, so that a request "
+                               "begins with z= and label=, not with w=")
+        return self.bundle.spaces[name]
 
     def begin(self, request: Request, condition: Condition | None, latent: Array,
               anchor: Anchor | None = None, *, solver: Solver | None = None) -> Start:
         """Without an anchor, ``near`` and ``keep`` hold on to the request's own start, as in the paper."""
-        space = self.bundle.spaces[request.space]
+        space = self.space(request.space)
         tape = self.lower(condition, space, request.guidance)
         if anchor is None and (tape.near or tape.anchors):
             anchor = self.anchor(request, latent)
-        w_dim = self.bundle.generator.w_dim
+        w_dim, (truncation, psi) = self.bundle.generator.w_dim, self.truncations(request)
         return Start(
             z=latent, space=space, tape=tape if anchor is None else tape.anchored(anchor.logits),
-            psi=self.psi(request), label=self.label(request), seed=int(request.seed),
+            psi=psi, truncation=truncation, label=self.label(request), seed=int(request.seed),
             solver=solver, wish=self.wish(condition, solver) if isinstance(solver, Posterior) else EMPTY,
             candidate=int(request.candidate),
             anchor_z=latent if anchor is None else anchor.z,
@@ -132,17 +139,30 @@ class Starts:
 
     def anchor(self, request: Request, latent: Array) -> Anchor:
         """The request's own start, by one reading of the field."""
-        space = self.bundle.spaces[request.space]
+        space = self.space(request.space)
         w, logits = self.flows.read(space, latent[None], [self.psi(request)], [self.label(request)])
         return Anchor(latent, w[0], {name: values[0] for name, values in logits.items()})
 
-    def psi(self, request: Request) -> float:
+    def asked(self, request: Request) -> float:
+        """The truncation that a request names, or the default."""
         return self.truncation if request.truncation is None else request.truncation
+
+    def psi(self, request: Request) -> float:
+        """Of the mapping."""
+        return self.truncations(request)[1]
+
+    def truncations(self, request: Request) -> tuple[float, float]:
+        """Of the draw, and of the mapping (engine/prior.py). Raises RequestError."""
+        psi = self.asked(request)
+        if self.bundle.generator.is_plain and not 0 <= psi <= 1:
+            raise RequestError(f"truncation {psi:g} is out of range: expected 0 to 1, because this generator takes its "
+                               "latent as it is, and 1 is all of its prior")
+        return split(self.bundle.generator, psi)
 
     def label(self, request: Request) -> int:
         labels = self.bundle.generator.labels
         if request.label is None:
-            if labels and self.bundle.spaces[request.space].is_mapped:
+            if labels and self.space(request.space).is_mapped:
                 raise RequestError(f"this generator is conditional: give each Request a label in 0..{labels - 1}")
             return 0
         if not labels:

@@ -106,7 +106,7 @@ def solved(sampler: Sampler, conditions: Conditions, z: Any, w: Any, label: int 
     if (z is None) == (w is None):
         raise RequestError("give z or w, and not both")
     engine, g = stepper.engine, sampler.bundle.generator
-    space = sampler.bundle.spaces["z" if w is None else "w"]
+    space = sampler.starts.space("z" if w is None else "w")
     latents = borrow(engine.device, z if w is None else w, space.width, space.name)
     n, width = latents.shape
     several = [conditions] * n if isinstance(conditions, Condition | str) else list(conditions)

@@ -52,10 +52,10 @@ def stack_layout(prefix: str, widths: Shape) -> Layout:
 
 def field_layout(manifest: Manifest) -> Layout:
     g = manifest.generator
-    first = g.z_dim + (g.w_dim if g.labels else 0)
-    layout = stack_layout("mapping", (first, *(g.w_dim,) * g.mapping_layers)) | {"mapping.w_avg": ((g.w_dim,), "F32")}
+    layout = stack_layout("mapping", (g.z_dim + g.embedded, *(g.w_dim,) * g.mapping_layers))
+    layout["mapping.w_avg"] = (g.w_dim,), "F32"
     if g.labels:
-        layout["mapping.embedding"] = (g.labels, g.w_dim), "F32"
+        layout["mapping.embedding"] = (g.labels, g.embedded), "F32"
     for head in manifest.heads:
         layout |= stack_layout(f"head.{head.name}", head.widths)
         if head.sharp:

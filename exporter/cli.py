@@ -1,6 +1,7 @@
 """lace-export: make a bundle from a generator's checkpoint and heads."""
 
 import argparse
+import ast
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from engine.runtimes.plans import build_ahead, resolve
 from engine.sampler import find_bundle
 from engine.verify import Check
 
+RANGES = ("signed", "unit", "byte")
+PLAIN = ("module", "module_args", "latent", "classes", "range")  # options of generators without a mapping
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")  # onnxruntime: the exam at the end
 EPILOG = f"""parts that a training wrote (heads of lace-train, or of LACE) are added to a bundle with
 --bundle B --add PART... --out B2: a new bundle, with its exam and hashes; B itself is never changed
@@ -46,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--gan", metavar="FILE", help="checkpoint of a StyleGAN2 or StyleGAN3 generator")
+    source.add_argument("--gan", metavar="FILE", help="checkpoint of a StyleGAN2 or StyleGAN3 generator, an ONNX file "
+                        "from a latent to a picture, or the weights of --module")
     source.add_argument("--bundle", metavar="DIR", help="a bundle that parts are added to, or demo")
     add("--heads", metavar="FILE", nargs="+", action="extend", default=[],
         help="with --gan: files of attribute heads, or boundaries of InterFaceGAN (.npy)")
@@ -57,11 +61,38 @@ def build_parser() -> argparse.ArgumentParser:
     add("--guidance", metavar="X", type=real, help="default factor of a condition's log p (1)")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="of the synthesis blocks from 8x8 upwards (fp32)")
     add("--noise", choices=("const", "none", "input"), help="noise of the synthesis layers (const)")
+    add("--module", metavar="PACKAGE.MODULE:CLASS", help="torch class that --gan has the weights of; it is imported")
+    add("--module-args", metavar="NAME=VALUE,...", type=settings, help="what the class is made with, such as nz=100")
+    add("--latent", metavar="D[,1,1]", type=sizes, help="sizes of a latent of --module; an ONNX file says them itself")
+    add("--classes", metavar="N", type=int, help="number of classes of --module, or of an ONNX file with an integer")
+    add("--range", choices=RANGES, help="values of the pictures: [-1, 1], [0, 1] or [0, 255] (found out)")
     add("--labels", metavar="FILE", help="names of the heads' attributes and classes")
     add("--tensorrt", metavar="TARGET", nargs="*", help="build plans for decoding on a GPU before they are needed")
     add("--overwrite", action="store_true", help="replace --out if it is a bundle")
     add("--json", action="store_true", help="write the result as JSON")
     return parser
+
+
+def settings(text: str) -> dict[str, object]:
+    """'nz=100,norm=batch' as a dictionary; numbers and words of Python are read as such."""
+    found: dict[str, object] = {}
+    for entry in filter(None, text.split(",")):
+        name, sign, value = entry.partition("=")
+        if not sign or not name.strip().isidentifier():
+            raise argparse.ArgumentTypeError(f"{entry!r:.60} is no NAME=VALUE, such as nz=100")
+        try:
+            found[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value.strip()
+    return found
+
+
+def sizes(text: str) -> int | tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is no size of a latent, such as 128 or 100,1,1") from None
+    return found[0] if len(found) == 1 else found
 
 
 class Progress:
@@ -117,9 +148,9 @@ def holds_bundle(path: str) -> bool:
 
 def extended(options: argparse.Namespace, progress: Progress) -> Bundle:
     """A new bundle with more parts."""
-    from exporter.export import add_parts
+    from exporter import add_parts
 
-    refuse_given(options, ("name", "truncation", "precision", "noise", "heads"),
+    refuse_given(options, ("name", "truncation", "precision", "noise", "heads", *PLAIN),
                  "does not go with --bundle, which keeps its generator as it is (heads are parts: --add)")
     if options.out is None:
         raise BundleError("--out is missing: parts are added in a new bundle, never in place")
@@ -130,25 +161,28 @@ def extended(options: argparse.Namespace, progress: Progress) -> Bundle:
 def exported(options: argparse.Namespace, progress: Progress) -> Bundle:
     # Before the work, which takes a minute and ends with an exam on ONNX Runtime.
     require("export", *PACKAGES)
-    from exporter.export import export
+    from exporter import export
 
     refuse_given(options, ("add",), "goes with --bundle: a generator's heads are given with --heads")
     if holds_bundle(options.gan):
         progress.note("--gan with a bundle is deprecated and will go in 0.3: use --bundle B --add PART... --out B2")
     return export(options.gan, options.heads, out=options.out, truncation=options.truncation,
                   guidance=options.guidance, name=options.name, precision=options.precision, noise=options.noise,
-                  labels=options.labels, overwrite=options.overwrite, progress=progress)
+                  labels=options.labels, overwrite=options.overwrite, latent=options.latent, classes=options.classes,
+                  value_range=options.range, module=options.module, module_args=options.module_args,
+                  progress=progress)
 
 
 def opened(options: argparse.Namespace) -> Bundle:
     """The bundle that plans are built for; what would change it cannot be asked for at the same time."""
-    refuse_given(options, ("out", "name", "truncation", "guidance", "precision", "noise", "labels", "overwrite"),
+    refuse_given(options, ("out", "name", "truncation", "guidance", "precision", "noise", "labels", "overwrite",
+                           *PLAIN),
                  "changes nothing where only plans are built: leave it out, or add parts with --add")
     return find_bundle(options.bundle or options.gan)
 
 
 def refuse_given(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    if given := [f"--{name}" for name in names if getattr(options, name) not in (None, False, [])]:
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False, [])]:
         raise BundleError(f"{', '.join(given)}: {why}")
 
 

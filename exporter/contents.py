@@ -58,10 +58,10 @@ def generator_facts(parts, name: str, truncation: float | None, guidance: float 
         resolution=synthesis.resolution,
         img_channels=synthesis.img_channels,
         labels=mapping.c_dim,
-        truncation=0.7 if truncation is None else float(truncation),
+        truncation=parts.facts.truncation if truncation is None else float(truncation),
         guidance=1.0 if guidance is None else float(guidance),
         mapping_layers=len(mapping.layers),
-        normalise=True,
+        normalise=parts.facts.normalise,
     )
 
 
@@ -111,13 +111,14 @@ def field_tensors(mapping) -> dict[str, Array]:
     """
     width = mapping.w_dim
     tensors, table = {"mapping.w_avg": array(mapping.w_avg)}, mapping.embedding()
-    n_in = mapping.z_dim if table is None else mapping.z_dim + width
+    embedded = width if len(mapping.layers) else width - mapping.z_dim
+    n_in = mapping.z_dim if table is None else mapping.z_dim + embedded
     for i, layer in enumerate(mapping.layers):
         weight, bias = layer.scaled()
         tensors[f"mapping.{i}.weight"] = padded(array(weight * SQRT2), width, width if i else n_in)
         tensors[f"mapping.{i}.bias"] = padded(array(bias * SQRT2), width)
     if table is not None:
-        tensors["mapping.embedding"] = padded(array(table), len(table), width)
+        tensors["mapping.embedding"] = padded(array(table), len(table), embedded)
     return tensors
 
 

@@ -196,6 +196,8 @@ def pullback_graph(file: Path, facts: GeneratorFacts) -> Graph:
     g = graph.node("Mul", cotangent, graph.node("Unsqueeze", psi, axes(graph, 2)))
     for i in reversed(range(count)):
         g = graph.node("MatMul", graph.node("Mul", g, slope(graph, hidden[i])), backward_weight(graph, facts, i))
+    if facts.labels and not count:
+        g = latent_part(graph, facts, g, axis=2)
     dz = graph.output("dz", (ROWS, R, facts.z_dim))
     x, s = normalised(graph, facts, z)
     if s is None:
@@ -217,9 +219,13 @@ def backward_weight(graph: Graph, facts: GeneratorFacts, layer: int) -> str:
     weight = graph.weight(f"mapping.{layer}.weight")
     if layer or not facts.labels:
         return weight
-    # Only z moves, the label does not; constant, so every compiler folds it.
+    return latent_part(graph, facts, weight, axis=1)  # constant, so every compiler folds it
+
+
+def latent_part(graph: Graph, facts: GeneratorFacts, name: str, *, axis: int) -> str:
+    """Of numbers for z and, behind them, the label: those for z, because the label does not move."""
     ends = [graph.constant(f"columns.{k}", np.array([k], np.int64)) for k in (0, facts.z_dim)]
-    return graph.node("Slice", weight, *ends, axes(graph, 1))
+    return graph.node("Slice", name, *ends, axes(graph, axis))
 
 
 def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) -> Graph:
@@ -245,6 +251,8 @@ def linearise_graph(file: Path, facts: GeneratorFacts, heads: Sequence[Head]) ->
     for i in reversed(range(len(hidden))):
         slopes = graph.node("Gather", row_slope(graph, hidden[i]), row, axis=0)
         g = graph.node("MatMul", graph.node("Mul", g, slopes), backward_weight(graph, facts, i))
+    if facts.labels and not hidden:
+        g = latent_part(graph, facts, g, axis=1)
     jacobian = graph.output("jacobian", (PAIRS, facts.z_dim))
     if s is None:
         graph.node("Mul", g, scalar(graph, "one", 1.0), out=jacobian)

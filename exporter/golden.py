@@ -17,16 +17,17 @@ from torch.nn import functional as F
 from engine.verify import small
 from exporter.synthesis_graph import Synthesis, Traced
 
-# One row at each end of the truncation that people use, and one at the usual value.
-PSI = (1.0, 0.7, 0.5, 1.0)
+# One row at each end of the truncation that people use, and one at the usual value. A plain generator has it in the
+# draw, and its class must not be scaled.
+PSI, PLAIN_PSI = (1.0, 0.7, 0.5, 1.0), (1.0, 1.0, 1.0, 1.0)
 SEED = 20_211_206
 
 
-def latents(z_dim: int, labels: int, rows: int = len(PSI)) -> dict[str, Array]:
+def latents(z_dim: int, labels: int, rows: int = len(PSI), *, psi: Sequence[float] = PSI) -> dict[str, Array]:
     """z (n, z_dim), psi (n, 1) and, for a conditional generator, label (n,)."""
     found = {
         "z": np.random.default_rng(SEED).standard_normal((rows, z_dim)).astype(np.float32),
-        "psi": np.resize(np.array(PSI, np.float32), (rows, 1)),
+        "psi": np.resize(np.array(psi, np.float32), (rows, 1)),
     }
     if labels:
         found["label"] = (np.arange(rows) * 7 + labels - 1) % labels
@@ -83,6 +84,6 @@ def image_answers(synthesis: Synthesis, w: Array, noise: str) -> dict[str, Array
 
 def golden_answers(mapping: Any, synthesis: Synthesis, heads: Sequence, *, noise: str) -> dict[str, Array]:
     """Everything that golden.safetensors holds, the answers of a graph under its name; float32 except the labels."""
-    given = latents(mapping.z_dim, mapping.c_dim)
+    given = latents(mapping.z_dim, mapping.c_dim, psi=PSI if len(mapping.layers) else PLAIN_PSI)
     answers = given | field_answers(mapping, heads, given)
     return answers | image_answers(synthesis, answers["mapping.w"], noise)

@@ -1,7 +1,7 @@
 """Parts: what a training wrote, to be added to a bundle. ``lace-export --bundle B --add PART... --out B2``.
 
 A part is one file. Its kind is told by the key of its safetensors' metadata; LACE's own checkpoints are heads. A new
-kind is one entry in KINDS, with what reads it; exporter/export.py merges what was read.
+kind is one entry in KINDS, with what reads it; exporter/exporting.py merges what was read.
 """
 
 from collections.abc import Callable, Sequence

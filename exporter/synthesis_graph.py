@@ -124,7 +124,19 @@ def trace(module: Traced, noises: Mapping[str, tuple[int, int]], opset: int) -> 
         program = torch.export.export(module, arguments, dynamic_shapes=shapes)
         folded = fold(program.module(check_guards=False))
         program = torch.export.export(folded, arguments, dynamic_shapes=shapes)
-        exported = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
+        return graph_of(program, opset)
+
+
+def trace_rows(module: nn.Module, arguments: tuple[Tensor, ...]) -> onnx.ModelProto:
+    """The graph of a module, all of whose inputs and outputs have rows that are free."""
+    rows = Dim(ROWS, min=1, max=4096)
+    shapes = tuple({0: rows} for _ in arguments)
+    with torch.no_grad(), quiet():
+        return graph_of(torch.export.export(module, arguments, dynamic_shapes=shapes), OPSET)
+
+
+def graph_of(program: torch.export.ExportedProgram, opset: int) -> onnx.ModelProto:
+    exported = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
     assert exported is not None
     return exported.model_proto
 

@@ -8,7 +8,7 @@ import torch
 
 from engine.bundle import Attribute, Bundle, GeneratorFacts, Head
 from engine.sampler import Sampler
-from exporter.export import export
+from exporter import export
 from exporter.heads import HeadStack
 from lace_evaluation.store import Store
 from lace_evaluation.study import Study

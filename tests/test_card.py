@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from engine.bundle import Bundle
 from exporter.card import CARD, MARK, card
-from exporter.export import add_parts, export
+from exporter.exporting import add_parts, export
 from exporter.heads import SharpStack
 from tests import tiny
 

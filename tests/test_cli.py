@@ -11,7 +11,7 @@ from engine import Sampler, __version__
 from engine.cli import edit, sample, writing
 from engine.cli.console import BAD_INPUT, CHECK_FAILED, MISSING_PACKAGE, OK
 from engine.runtimes.onnxruntime import Graphs
-from exporter.export import export
+from exporter import export
 from tests import tiny
 
 

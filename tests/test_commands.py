@@ -30,7 +30,7 @@ from engine.origin import installed
 from engine.runtimes import MissingRuntime, packages
 from engine.text import code, markdown, table_row, to_json, visible
 from exporter import cli as export_command
-from exporter.export import export
+from exporter import export
 from lace_evaluation import cli as eval_command
 from lace_trainer import cli as train_command
 from tests import tiny
@@ -161,7 +161,7 @@ def test_C12_every_command_says_its_version(name, main, capsys):
 def test_C12_attributes_of_a_bundle_can_be_listed(capsys):
     assert run(info.main, "demo") == OK
     printed = capsys.readouterr().out
-    for words in ("age", "0.07 to 0.96", "black, brown, blond", "0.957", "solver gauss-newton", "guidance 2.0",
+    for words in ("age", "0.07 to 0.96", "black, brown, blond", "0.957", "solver posterior", "confidence 0.9",
                   "field.safetensors", "licence: ", "stylegan2-skip, 64 px", "generator.safetensors"):
         assert words in printed
     assert run(info.main, "demo", "--json") == OK
@@ -461,7 +461,7 @@ def test_B5_errors_of_the_system_name_the_place_and_what_to_do(bundle, tmp_path,
 
 def test_C9_packages_are_looked_for_before_the_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr("exporter.export.export", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("exporter.exporting.export", lambda *_, **__: pytest.fail("worked"))
     assert run(export_command.main, "--gan", "x.pkl") == MISSING_PACKAGE
     said = capsys.readouterr().err
     assert "package 'onnxruntime' is missing; install it with: pip install 'lace-engine[export]'" in said

@@ -21,9 +21,7 @@ from engine.folders import PARTIAL
 from engine.reference import field as twin
 from engine.runtimes import open_runtime
 from engine.verify import ParityError
-from exporter import cli
-from exporter import export as exporting
-from exporter.export import export
+from exporter import cli, export, exporting
 from tests import checkpoints, tiny
 
 
@@ -117,7 +115,7 @@ def test_a_wrong_picture_is_refused(tmp_path, monkeypatch, graph_of_made):
 
 KILLED = """
 import os, signal, sys
-from exporter.export import export
+from exporter import export
 from tests import tiny
 
 def progress(phase):

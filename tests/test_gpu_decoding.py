@@ -17,7 +17,7 @@ from engine.runtimes import MissingRuntime, UnfitDevice, compiling, open_runtime
 from engine.runtimes import onnxruntime as runtime
 from engine.runtimes.decoding import Pictures, picture_precision, pictures_in, sizes
 from engine.runtimes.tensorrt import TensorRtDecoder
-from exporter.export import export
+from exporter import export
 from tests import fake_tensorrt, tiny
 
 pytest.importorskip("cuda.bindings")

@@ -13,7 +13,7 @@ from engine.native.library import NotBuilt
 from engine.runtimes import open_runtime
 from engine.sampler import find_bundle
 from engine.verify import check_bundle
-from exporter.export import export
+from exporter import export
 from tests import tiny
 
 pytest.importorskip("openvino")

@@ -17,7 +17,7 @@ from engine.onnx_rewrite import inline_weights, widen
 from engine.operators import Shapes
 from engine.runtimes import open_runtime
 from engine.sampler import Sampler, find_bundle
-from exporter.export import export
+from exporter import export
 from exporter.synthesis_graph import export_synthesis
 from tests import tiny
 from tests.test_stylegan3 import network

@@ -11,7 +11,7 @@ from engine.bundle import Attribute, GeneratorFacts, Head
 from engine.reference.noise import normals
 from engine.runtimes import RUNTIMES
 from engine.runtimes.onnxruntime import Graphs
-from exporter.export import export
+from exporter import export
 from tests import tiny
 from tests.worlds import head_tensors, mapping_tensors, random_world, write_bundle
 

@@ -10,7 +10,7 @@ from PIL import Image
 from engine.cli.console import BAD_INPUT, OK
 from engine.grammar import parse
 from engine.solvers import GaussNewton, Langevin
-from exporter.export import export
+from exporter.exporting import export
 from exporter.heads import SharpStack
 from lace_evaluation import cli, likeness, posterior, study
 from lace_evaluation.methods import solved_by

@@ -13,7 +13,7 @@ from engine.cli.console import CHECK_FAILED, NOT_CHECKED
 from engine.errors import BackendError, BundleError
 from engine.runtimes import Drawing, Runtime, Solving, open_runtime
 from engine.verify import Check, check_bundle, gradient_errors, small
-from exporter.export import export
+from exporter import export
 from tests import tiny
 
 

@@ -31,7 +31,9 @@ def mapping_tensors(rng: np.random.Generator, z_dim: int, w_dim: int, layers: in
         tensors[f"mapping.{i}.weight"] = rng.standard_normal((w_dim, n_in)) * np.sqrt(2 / n_in)
         tensors[f"mapping.{i}.bias"] = rng.standard_normal(w_dim) * 0.01
     tensors["mapping.w_avg"] = rng.standard_normal(w_dim) * 0.1
-    if labels:
+    if labels and not layers:  # plain: the class stands behind z
+        tensors |= {"mapping.embedding": np.eye(labels), "mapping.w_avg": np.zeros(w_dim)}
+    elif labels:
         table = rng.standard_normal((labels, w_dim))
         tensors["mapping.embedding"] = table / np.sqrt(np.mean(table**2, axis=1, keepdims=True))
     return tensors
@@ -77,13 +79,14 @@ def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, l
     sharp   heads have second stacks too, which say they are calibrated, and values their tolerances
     """
     rng = np.random.default_rng(seed)
-    tensors = mapping_tensors(rng, dim, dim, layers, labels)
+    w_dim = dim if layers else dim + labels
+    tensors = mapping_tensors(rng, dim, w_dim, layers, labels)
     heads, attributes = [], []
     kinds = {"smile": 2, "glasses": 2, "colour": 5, "age": 1, "yaw": 1} | {f"more{i}": 2 for i in range(more)}
     if z_head:
         kinds["shape"] = 2
     for name, logits in kinds.items():
-        widths = head_widths(dim, logits, up_dim)
+        widths = head_widths(dim if name == "shape" else w_dim, logits, up_dim)
         scale, shift = (0.4, 0.5) if logits == 1 else (2.0, 0.0)
         tensors |= head_tensors(rng, name, widths, scale, shift)
         second = None
@@ -94,7 +97,7 @@ def random_world(path: Path, *, dim: int = 32, seed: int = 0, layers: int = 4, l
         classes = ("no", "yes") if logits == 2 else tuple(f"c{i}" for i in range(logits)) if logits > 1 else ()
         attributes.append(Attribute(name, "class" if logits > 1 else "value", name, (0, logits), classes,
                                     tolerance=0.1 if sharp and logits == 1 else None))
-    facts = GeneratorFacts("random", "none", dim, dim, 2, 4, labels=labels, truncation=0.7, guidance=guidance,
+    facts = GeneratorFacts("random", "none", dim, w_dim, 2, 4, labels=labels, truncation=0.7, guidance=guidance,
                            mapping_layers=layers, normalise=normalise)
     return write_bundle(path, tensors, heads, attributes, facts, graphs)
 

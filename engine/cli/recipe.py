@@ -113,7 +113,7 @@ def engine_facts(sampler: Sampler, precision: str | None) -> dict:
 def request_facts(sample: Sample, sampler: Sampler) -> dict:
     """Condition and settings of a sample's own, as ``Request`` takes them."""
     condition = None if sample.condition is None else str(sample.condition)
-    return {"condition": condition, "seed": int(sample.seed), "truncation": float(sampler.starts.psi(sample.request)),
+    return {"condition": condition, "seed": int(sample.seed), "truncation": float(sampler.starts.asked(sample.request)),
             "label": whole_or_none(sample.request.label), "steps": whole_or_none(sample.request.steps),
             "guidance": float_or_none(sample.request.guidance),
             "confidence": float_or_none(sample.request.confidence), "candidate": int(sample.candidate)}

@@ -25,18 +25,20 @@ class Stack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wish:
-    """What a row asks for, and where: truncation psi, and the class of a conditional generator."""
+    """What a row asks for, and where: truncation by the mapping (psi) and of the draw, the class of a conditional
+    generator."""
 
     tape: Tape
     psi: float
     label: int = 0
+    truncation: float = 1.0
 
 
 class BundleWorld:
     """Rows with wishes in the world of a bundle.
 
     tensors    a bundle's field;  stacks: of each attribute;  normalise: whether the mapping scales z first
-    towards    z (n, z_dim) of rows (n,) -> nearer to where their conditions hold; only with the prior of z itself
+    towards    rows (n,) and their z (n, z_dim) -> nearer to where their conditions hold
     """
 
     def __init__(self, tensors: Mapping[str, Array], stacks: Mapping[str, Stack], wishes: Sequence[Wish], z_dim: int, *,
@@ -46,13 +48,14 @@ class BundleWorld:
         self.prior = prior or StandardNormal(z_dim)
         self.noise_dim, self.towards = self.prior.noise_dim, towards
         self.psi = np.array([[wish.psi] for wish in self.wishes], np.float32)
+        self.truncation = np.array([[wish.truncation] for wish in self.wishes], np.float32)
         self.label = np.array([wish.label for wish in self.wishes], np.int64)
         kinds = list({id(wish.tape): wish.tape for wish in self.wishes}.values())
         self.tapes = kinds
         self.kind = np.array([next(i for i, tape in enumerate(kinds) if tape is wish.tape) for wish in self.wishes])
 
     def log_p(self, rows: Array, x: Array) -> tuple[Array, Array]:
-        z = self.prior.push(x)
+        z = self.prior.push(x, self.truncation[rows])
         w = self.map(rows, z)
         relaxed, crisp = np.empty(len(rows)), np.empty(len(rows))
         for i, tape in enumerate(self.tapes):
@@ -77,4 +80,7 @@ class BundleWorld:
         return np.stack(parts, axis=1) if parts else np.empty((len(w), 0))
 
     def approach(self, rows: Array, x: Array) -> Array:
-        return x if self.towards is None else self.towards(rows, x)
+        if self.towards is None:
+            return x
+        psi = self.truncation[rows]
+        return self.prior.pull(self.towards(rows, self.prior.push(x, psi)), psi)

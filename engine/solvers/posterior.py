@@ -90,7 +90,8 @@ def run_alone(solver: Solver, flow: Flow, batch: Batch, rows: Array, z: Array) -
     alone = Batch(len(rows), z.shape[1], batch.w.shape[1], batch.dtype)
     for i, row in enumerate(rows.tolist()):
         alone.admit(i, Start(z=z[i], space=flow.space, tape=batch.tapes[row], psi=float(batch.psi[row, 0]),
-                             label=int(batch.label[row]), seed=batch.seeds[row], anchor_z=z[i],
+                             truncation=float(batch.truncation[row, 0]), label=int(batch.label[row]),
+                             seed=batch.seeds[row], anchor_z=z[i],
                              anchor_w=batch.anchor_w[row]))
     every = np.arange(len(rows))
     asks = alone.columns > 0
@@ -134,7 +135,7 @@ class FieldWorld:
             for name in {self.stacks[column.attribute] for column in tape.columns}:
                 readers.setdefault(name, []).append(part)
         some = {name: np.sort(np.concatenate(parts)) for name, parts in readers.items()}
-        z = np.ascontiguousarray(flow.prior.push(x), self.batch.dtype)
+        z = np.ascontiguousarray(flow.prior.push(x, self.batch.truncation[own]), self.batch.dtype)
         nothing = {name: np.zeros((0, flow.bundle.stacks[name].widths[-1]), z.dtype) for name in some}
         label = self.batch.label[own] if flow.labels else None
         w, found = flow.field.forward(z, self.batch.psi[own], label, nothing,
@@ -161,9 +162,11 @@ class FieldWorld:
         return np.stack(parts, axis=1) if parts else np.empty((len(part), 0))
 
     def approach(self, rows: Array, x: Array) -> Array:
-        """By the flow of the smooth heads, where noise is the latent itself."""
-        own = self.rows[rows]
-        return run_alone(self.nearer, self.flow, self.batch, own, self.flow.prior.push(x)).z.astype(x.dtype)
+        """By the flow of the smooth heads, and back to a noise that leads where it ended."""
+        own, prior = self.rows[rows], self.flow.prior
+        psi = self.batch.truncation[own]
+        near = run_alone(self.nearer, self.flow, self.batch, own, prior.push(x, psi)).z
+        return prior.pull(near, psi).astype(x.dtype)
 
     def keep(self, some: Array, ends: Ends) -> None:
         """Into the batch, what the rows at these positions have become."""
@@ -175,6 +178,6 @@ class FieldWorld:
             for name, (at, values) in found.items():
                 logits[at, flow.inputs.spans[name.removesuffix(".sharp")]] = values
             batch.keep(own, ends.log_p[part], w, logits)
-        batch.z[rows] = flow.prior.push(ends.x[some])
+        batch.z[rows] = flow.prior.push(ends.x[some], batch.truncation[rows])
         batch.steps[rows] = ends.corrections[some]
         batch.status[rows] = Status.DONE

@@ -29,7 +29,7 @@ def score(flow: Flow, batch: Batch, rows: Array, z: Array) -> Array:
     point = flow.evaluate(batch, rows, z, linear=False)
     batch.evaluations[rows] += 1
     batch.logp[rows] = point.logp
-    return point.gradient + flow.prior.score(z)
+    return point.gradient + flow.prior.score(z, batch.truncation[rows])
 
 
 def advance(batch: Batch, rows: Array, z: Array, steps: int) -> None:

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 class Facts:
     """What is known of a generator without its weights.
 
-    architecture   'stylegan2-skip', 'stylegan2-resnet', 'stylegan2-orig', 'stylegan3-t' or 'stylegan3-r'
-    source         the kind of file: 'nvidia', 'tensorflow', 'rosinality', 'basicsr' or 'lace-train'
+    architecture   'stylegan2-skip', 'stylegan2-resnet', 'stylegan2-orig', 'stylegan3-t', 'stylegan3-r', or 'plain'
+    source         the kind of file: 'nvidia', 'tensorflow', 'rosinality', 'basicsr', 'lace-train', 'onnx' or 'torch'
     num_fp16_res   how many of the highest resolutions were trained in float16
     conv_clamp     the bound on activations that the network was trained with, None without
+    normalise      whether the mapping scales z to unit mean square first
+    truncation     the default psi
     """
 
     name: str
@@ -28,6 +30,8 @@ class Facts:
     source: str
     num_fp16_res: int = 0
     conv_clamp: float | None = None
+    normalise: bool = True
+    truncation: float = 0.7
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from engine.folders import write_atomically
 from engine.reference.noise import normals_many
 from engine.requests import Request
 from engine.sampler import Sampler
-from exporter.export import with_heads
+from exporter.exporting import with_heads
 from exporter.heads import HeadStack
 from lace_trainer.attributes import Attribute
 from lace_trainer.heads.agreement import Agreement, agreement

@@ -15,7 +15,7 @@ from engine.bundle import Attribute
 from engine.condition import And, Condition, Is
 from engine.requests import Request
 from engine.sampler import Sampler
-from exporter.export import export
+from exporter import export
 from exporter.heads import HeadStack
 from lace_trainer.heads.labellers import Labellers
 from lace_trainer.heads.pairs import Pairs, held_back

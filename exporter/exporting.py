@@ -1,6 +1,7 @@
 """The whole export: a generator and heads in, a bundle out.
 
     bundle = export("ffhq.pkl", ["smile.pt", "age.pt"], out="ffhq.lace")
+    plain = export(module, latent=128, out="vae.lace")
     more = add_parts("ffhq.lace", ["hat.safetensors"], out="more.lace")
 
 A part that is added needs no checkpoint: the synthesis is not exported again but copied.
@@ -11,10 +12,11 @@ import difflib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from numpy import ndarray as Array
 
@@ -48,6 +50,8 @@ from exporter.contents import (
     versions,
 )
 from exporter.field_graphs import write_field_graphs
+from exporter.generators.plain import write_plain
+from exporter.generators.plain_loading import Wishes, is_onnx_file, load_plain
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
 from exporter.heads import read_labels
@@ -63,22 +67,30 @@ Say = Callable[[str], None]
 def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, truncation: float | None = None,
            guidance: float | None = None, precision: str | None = None, noise: str | None = None,
            labels: str | Path | None = None, lowering: str | None = None, overwrite: bool = False,
-           name: str | None = None, provenance: dict | None = None,
-           progress: Say = lambda phase: None) -> Bundle:
+           name: str | None = None, latent: int | Sequence[int] | None = None, classes: int | None = None,
+           value_range: str | None = None, module: str | None = None, module_args: Mapping[str, Any] | None = None,
+           provenance: dict | None = None, progress: Say = lambda phase: None) -> Bundle:
     """Write the bundle ``out`` and return it, opened.
 
-    gan          path of a checkpoint or of a bundle, or Parts(mapping, synthesis, facts)
+    gan          path of a checkpoint, of an ONNX file or of a bundle; a torch module; or Parts(mapping, synthesis,
+                 facts)
     heads        paths of head checkpoints, or HeadStacks
     truncation   default psi of a request (0.7)            guidance    default factor of a condition's log p (1)
     precision    'fp32' (default), 'fp16' or 'bf16'        noise       'const' (default), 'none' or 'input'
     lowering     of up-convolutions: 'convt' or 'poly'     labels      a file that names the heads' attributes
     progress     is told the name of each phase as it begins
 
+    Of plain generators, which lead from a latent to a picture (truncation is 1 by default; docs/your-own-generator.md):
+    latent       d, or the latent's sizes behind the rows, such as (100, 1, 1); an ONNX file says it itself
+    classes      how many classes the generator takes, if any: forward(z, label)
+    value_range  of its pictures: 'signed' ([-1, 1]), 'unit' ([0, 1]) or 'byte' ([0, 255]); None: found out
+    module       'package.module:Class' that the checkpoint has the weights of, made with ``module_args``
+
     Raises ParityError, and writes nothing, if the graphs do not answer as the network did.
     """
     check_options(truncation=truncation, guidance=guidance, precision=precision, noise=noise, lowering=lowering,
                   name=name)
-    path = None if hasattr(gan, "mapping") else Path(gan)
+    path = None if hasattr(gan, "mapping") or hasattr(gan, "forward") else Path(gan)
     if out is None and path is None:
         raise BundleError("out= is needed for a generator that does not come from a file")
     target = Path(out) if out is not None else Path(f"{path.name.removesuffix(path.suffix)}{SUFFIX}")  # type: ignore
@@ -91,10 +103,16 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
         bundle = Bundle(path)
         stacks = read_stacks(heads, labels, bundle.field["mapping.w_avg"])
         return add_stacks(bundle, stacks, target, overwrite, provenance or {}, guidance, progress)
-    source = {}
-    if path is not None:
+    source, wishes = {}, Wishes(latent, classes, value_range, module, module_args or {})
+    if not hasattr(gan, "mapping"):
         progress("reading the generator")
-        gan, source = load_generator(path), {"source": path.name, "sha256": sha256(path), **training_record(path)}
+        if path is None or wishes.module or is_onnx_file(path):
+            refuse_for_plain({"precision": precision, "noise": noise, "lowering": lowering})
+            gan = load_plain(path or gan, wishes)
+        else:
+            gan = load_generator(wishes.refused(path))
+    if path is not None:
+        source = {"source": path.name, "sha256": sha256(path), **training_record(path)}
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
     stacks = rename(read_stacks(heads, labels, array(gan.mapping.w_avg)), set())
     refuse_lonely(stacks)
@@ -114,7 +132,8 @@ def fill(folder: Path, name: str, parts, stacks: list, manifest: Manifest, optio
     save_tensors(folder / FIELD, field_tensors(parts.mapping) | head_tensors(stacks))
     graphs = write_field_graphs(folder, manifest.generator, manifest.heads)
     progress("synthesis graph")
-    graph, remarks = export_synthesis(parts.synthesis, folder / "synthesis.onnx", **options)
+    write = export_synthesis if parts.facts.normalise else write_plain
+    graph, remarks = write(parts.synthesis, folder / "synthesis.onnx", **options)
     progress("golden answers")
     answers = golden_answers(parts.mapping, parts.synthesis, stacks, noise=graph["noise"])
     save_tensors(folder / GOLDEN, answers)
@@ -181,7 +200,8 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
     check_heads(added, facts, known=set(bundle.attributes))
     heads, attributes = records(added, facts)
     heads, attributes = sharpen(old.heads + heads, old.attributes + attributes, sharpened)
-    tensors = bundle.field | head_tensors(added) | sharp_tensors(sharpened)
+    kept, golden = without(bundle.field, sharpened), without(bundle.golden, sharpened)
+    tensors = kept | head_tensors(added) | sharp_tensors(sharpened)
     new = {stack.name for stack in added} | {f"{s.name}.sharp" for s in added if s.sharp}
     new |= {f"{name}.sharp" for name in sharpened}
     manifest = replace(old, generator=facts, heads=heads, attributes=attributes,
@@ -196,10 +216,16 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
             if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
                 shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden,
-                                                                   normalise=facts.normalise))
+        save_tensors(folder / GOLDEN, golden | twin_answers(tensors, manifest.heads, new, golden,
+                                                            normalise=facts.normalise))
         finish(folder, target.name, manifest, progress, parts=("field",))
     return Bundle(target)
+
+
+def without(tensors: Mapping[str, Array], sharpened: Collection[str]) -> dict[str, Array]:
+    """Without what sharp stacks of these heads left, which may have more layers than those that replace them."""
+    old = tuple(f"head.{name}.sharp." for name in sharpened)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(old)}
 
 
 def with_heads(bundle, stacks: Sequence, *, out: str | PathLike) -> Bundle:
@@ -265,6 +291,12 @@ def read_stacks(heads: Sequence, labels: str | Path | None, centre: Array) -> li
             hint = f"did you mean {near[0]!r}?" if near else f"they have: {', '.join(known[:20]) or 'none'}"
             raise BundleError(f"--labels names the attribute {name[:60]!r}, which none of the heads has; {hint}")
     return stacks
+
+
+def refuse_for_plain(options: dict) -> None:
+    if given := [option for option, value in options.items() if value is not None]:
+        raise BundleError(f"{', '.join(given)}: is of StyleGAN's layers; this generator keeps the types of its file, "
+                          "so leave it out")
 
 
 def refuse_lonely(stacks: Sequence) -> None:
