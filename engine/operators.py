@@ -377,7 +377,7 @@ def either(shapes: Shapes, node: Node) -> list[Shape]:
 
 
 OPERATORS: dict[str, Callable[[Shapes, Node], Shape | list[Shape]]] = {
-    **dict.fromkeys(("Abs", "Cast", "Clip", "LeakyRelu", "Neg", "Reciprocal", "Sin", "Sqrt"), same),
+    **dict.fromkeys(("Abs", "Cast", "Clip", "LeakyRelu", "Neg", "Reciprocal", "Sigmoid", "Sin", "Sqrt"), same),
     **dict.fromkeys(("Add", "Div", "Greater", "Mul", "Pow", "Sub", "Where"), elementwise),
     **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceSum"), reduce),
     "Concat": concat, "Constant": constant, "Conv": conv, "ConvTranspose": conv_transpose,

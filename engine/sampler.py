@@ -1,7 +1,7 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
@@ -123,17 +123,20 @@ class Sampler:
         self.service = self.new_service()
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+               oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
                strict: bool = False) -> list[Sample]:
         """Solve and decode: one condition for many ``seeds``, or a sequence of Requests.
 
+        oneshot, targets, polish   a one-pass map of the bundle in place of the condition, see Request
         strict   raise SolveError, which lists them, if some rows did not reach the end of the flow
         """
-        return self.render(self.solve(wanted, seeds, strict=strict))
+        return self.render(self.solve(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish, strict=strict))
 
     def solve(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+              oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
               strict: bool = False) -> list[Sample]:
         """``sample`` without the pictures."""
-        requests = as_requests(wanted, seeds)
+        requests = as_requests(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish)
         starts = self.starts.all(requests)
         return self.collect([Ticket(*pair) for pair in zip(requests, starts, strict=True)], strict)
 
@@ -177,6 +180,7 @@ class Sampler:
         Nie, Vahdat, Anandkumar, NeurIPS 2021, section on sequential editing.
         """
         samples = [samples] if isinstance(samples, Sample) else list(samples)
+        samples = [replace(sample, request=self.starts.plain(sample.request)) for sample in samples]
         wanted = parse(condition) if isinstance(condition, str) else condition
         holders = holding([keep] if isinstance(keep, str) else keep, keep_weight, near)
         tickets = []

@@ -31,6 +31,7 @@ from engine.bundle import (
 )
 from engine.errors import BundleError
 from engine.reference.answers import twin_answers
+from engine.reference.oneshot import golden_answers as golden_oneshot
 from engine.sampler import find_bundle
 from engine.verify import PARTS, Check
 from exporter.checkpoints import load_generator, training_record
@@ -48,7 +49,8 @@ from exporter.contents import (
 from exporter.field_graphs import write_field_graphs
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
-from exporter.heads import read_labels
+from exporter.heads import HeadStack, read_labels
+from exporter.oneshots import OneshotPart, check_oneshots, refuse_stale
 from exporter.parity import check_module, examine, record, refuse
 from exporter.parts import read_part, sharpen, split_stacks
 from exporter.synthesis_graph import NOISES, PRECISIONS, export_synthesis
@@ -163,13 +165,15 @@ def add_parts(bundle, parts: Sequence, *, out: str | PathLike, labels: str | Pat
         raise BundleError("there is nothing to add: pass --add with the files of one or more parts")
     if target.exists() and target.resolve() == opened.path.resolve():
         raise BundleError(f"{target} is the bundle itself, which is never changed: choose another --out")
-    stacks = read_stacks(parts, labels, opened.field["mapping.w_avg"])
-    return add_stacks(opened, stacks, target, overwrite, provenance or {}, guidance, progress)
+    read = read_stacks(parts, labels, opened.field["mapping.w_avg"])
+    maps = [part for part in read if isinstance(part, OneshotPart)]
+    stacks = [part for part in read if not isinstance(part, OneshotPart)]
+    return add_stacks(opened, stacks, target, overwrite, provenance or {}, guidance, progress, maps)
 
 
 def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
-               progress: Say) -> Bundle:
-    """The same generator with more heads. The synthesis is copied: its hash vouches for it."""
+               progress: Say, maps: Sequence[OneshotPart] = ()) -> Bundle:
+    """The same generator with more heads and one-pass maps. The synthesis is copied: its hash vouches for it."""
     old = bundle.manifest
     if "synthesis" not in old.graphs:
         raise BundleError(f"{bundle.path} has no synthesis, so its exam cannot be repeated: export the generator again")
@@ -178,23 +182,29 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
     check_heads(added, facts, known=set(bundle.attributes))
     heads, attributes = records(added, facts)
     heads, attributes = sharpen(old.heads + heads, old.attributes + attributes, sharpened)
+    check_oneshots(maps, bundle)
+    refuse_stale(bundle, {a.name for stack in sharpened.values() for a in stack.attributes})
     tensors = bundle.field | head_tensors(added) | sharp_tensors(sharpened)
+    tensors |= {key: tensor for part in maps for key, tensor in part.field.items()}
     new = {stack.name for stack in added} | {f"{s.name}.sharp" for s in added if s.sharp}
     new |= {f"{name}.sharp" for name in sharpened}
     manifest = replace(old, generator=facts, heads=heads, attributes=attributes,
+                       oneshots=(*old.oneshots, *(part.record for part in maps)),
                        provenance={**old.provenance, **provenance})
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
         save_tensors(folder / FIELD, tensors)
-        graphs = write_field_graphs(folder, facts, manifest.heads)
+        graphs = write_field_graphs(folder, facts, manifest.heads, manifest.oneshots)
         manifest = replace(manifest, graphs={"synthesis": old.graphs["synthesis"], **graphs})
         shutil.copyfile(bundle.graph("synthesis"), folder / "synthesis.onnx")
         for name in FOR_PEOPLE:
             if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
                 shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden,
-                                                                   normalise=facts.normalise))
+        answers = bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden, normalise=facts.normalise)
+        for part in maps:
+            answers |= golden_oneshot(tensors, part.record, answers["z"], normalise=facts.normalise)
+        save_tensors(folder / GOLDEN, answers)
         finish(folder, manifest, progress, parts=("field",))
     return Bundle(target)
 
@@ -238,8 +248,9 @@ def refuse_options(options: dict) -> None:
 def read_stacks(heads: Sequence, labels: str | Path | None, centre: Array) -> list:
     """HeadStacks, from paths where they are paths. ``centre``: the generator's mean w."""
     wishes = read_labels(labels)
-    stacks = [head if hasattr(head, "layers") else read_part(head, labels=wishes, centre=centre) for head in heads]
-    known = [attribute.name for stack in stacks for attribute in stack.attributes]
+    stacks = [head if isinstance(head, HeadStack | OneshotPart) else read_part(head, labels=wishes, centre=centre)
+              for head in heads]
+    known = [attribute.name for stack in stacks if not isinstance(stack, OneshotPart) for attribute in stack.attributes]
     for name in wishes:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

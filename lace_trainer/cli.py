@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from engine.cli.console import EXIT_CODES, OK, Parser, Terminal, guarded, new_table, parse, require, write_json
 from engine.cli.options import UsageError, flag, from_zero, not_negative, positive, seed, threads, tolerance
 from lace_trainer.gan.cli import Report, add_gan, add_score, score_gan, train_gan
+from lace_trainer.oneshot.cli import add_oneshot, train_oneshot
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,13 +44,15 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=threads, default=os.cpu_count(), metavar="N",
                         help="processor threads (%(default)s)")
     common.add_argument("--json", action="store_true", help="write the result as JSON")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{gan,score,classifier,identity,heads}")
+    commands = parser.add_subparsers(dest="command", required=True,
+                                     metavar="{gan,score,classifier,identity,heads,oneshot}")
     for name, help_text, add_options in (
         ("gan", "train a StyleGAN2", add_gan),
         ("score", "Fréchet distance, precision and recall of a generator", add_score),
         ("classifier", "train an image classifier on rendered faces", add_classifier),
         ("identity", "train an embedding that tells rendered people apart", add_identity),
         ("heads", "train attribute heads on w", add_heads),
+        ("oneshot", "fit a one-pass map to a condition's exact samples", add_oneshot),
     ):
         add_options(commands.add_parser(name, parents=[common], help=help_text, **layout))
     return parser
@@ -266,7 +269,7 @@ def summary(found: "Calibration") -> dict:
 
 
 RUNS = {"gan": train_gan, "score": score_gan, "classifier": train_classifier, "identity": train_identity,
-        "heads": train_heads}
+        "heads": train_heads, "oneshot": train_oneshot}
 
 
 def run(options: argparse.Namespace) -> int:
