@@ -1,8 +1,9 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
@@ -134,17 +135,20 @@ class Sampler:
         self.service = self.new_service()
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+               oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
                strict: bool = False) -> list[Sample]:
         """Solve and decode: one condition for many ``seeds``, or a sequence of Requests.
 
+        oneshot, targets, polish   a one-pass map of the bundle in place of the condition, see Request
         strict   raise SolveError, which lists them, if some rows did not reach the end of the flow
         """
-        return self.render(self.solve(wanted, seeds, strict=strict))
+        return self.render(self.solve(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish, strict=strict))
 
     def solve(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+              oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
               strict: bool = False) -> list[Sample]:
         """``sample`` without the pictures."""
-        requests = as_requests(wanted, seeds)
+        requests = as_requests(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish)
         starts = self.starts.all(requests)
         return self.collect([Ticket(*pair) for pair in zip(requests, starts, strict=True)], strict)
 
@@ -188,6 +192,7 @@ class Sampler:
         Raises RequestError, ConditionError; SolveError if ``strict`` and some rows did not arrive.
         """
         samples = [samples] if isinstance(samples, Sample) else list(samples)
+        samples = [replace(sample, request=self.starts.plain(sample.request)) for sample in samples]
         wanted = parse(condition) if isinstance(condition, str) else condition
         names = [keep] if isinstance(keep, str) else keep
         return self.render(check(self.editor.edit(samples, wanted, method, names, settings), strict))

@@ -253,3 +253,31 @@ def under_guidance(world: World, seeds: Sequence[int], settings: Settings, rows:
     ends.x[rows], ends.log_p[rows], ends.entered[rows] = x, here, True
 
 
+# --- rows that begin near ------------------------------------------------------------------------------------------
+
+
+def polish(world: World, seeds: Sequence[int], settings: Settings, x: Array, steps: int) -> Ends:
+    """``steps`` of preconditioned Crank-Nicolson from x (n, noise_dim), each of which leaves the posterior as it is.
+
+    A row outside of its restricted set targets the prior times P^HIGHEST until it enters. ``Ends.log_p`` is crisp
+    inside, and relaxed outside.
+    """
+    n = len(seeds)
+    rows, x = np.arange(n), np.array(x)
+    least = -np.inf if settings.confidence is None else np.log(settings.confidence)
+    power = np.full(n, settings.guidance if settings.confidence is None else HIGHEST)
+    soft, hard = world.log_p(rows, x)
+    corrections, accepted = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    for step in range(steps):
+        streams = [STEP_STREAM + step] * n
+        chance = chances(seeds, streams, 2)
+        trial = proposal(x, normals_many(seeds, streams, world.noise_dim), sizes(chance[:, 1]))
+        relaxed, crisp = world.log_p(rows, trial)
+        good = moves(power, soft, relaxed, chance[:, 0])
+        if settings.confidence is not None:
+            good = (crisp > least) | (good & (hard <= least))
+        x[good], soft[good], hard[good] = trial[good], relaxed[good], crisp[good]
+        corrections += 1
+        accepted += good
+    inside = hard > least
+    return Ends(x, np.where(inside, hard, soft), np.zeros(n, bool), inside, np.ones(n, np.int64), corrections, accepted)

@@ -15,7 +15,7 @@ from engine.native.library import CpuField, CpuNetwork, NotBuilt
 from engine.native.rows import SLOTS, Columns, CpuRows
 from engine.routing import Inputs
 from engine.runtimes import ALL, Linearise, MissingRuntime, Runtime, Solving
-from engine.runtimes.onnxruntime import OnnxDrawing
+from engine.runtimes.onnxruntime import Graphs, OnnxDrawing, run_oneshot
 from engine.solvers import Solver
 from engine.solvers.compiled import numbers, packed
 from engine.solvers.gauss_newton import GaussNewton
@@ -114,6 +114,7 @@ class NativeSolving(Solving):
             raise MissingRuntime(f"runtime 'native' is not there: {error}") from error
         except ValueError as error:
             raise BackendError(f"runtime 'native', precision {precision!r}: {error}") from error
+        self.graphs = Graphs(bundle, threads)
         self.jacobian = "bf16" if half else "fp32"
         self.version = f"{__version__} ({self.network.variant})"
 
@@ -123,6 +124,9 @@ class NativeSolving(Solving):
 
     def field(self, space: Space) -> NativeField:
         return NativeField(self.network, space)
+
+    def oneshot(self, name: str, noise: Array, targets: Array | None) -> Array:
+        return run_oneshot(self.graphs, name, noise, targets)
 
 
 def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> Runtime:
