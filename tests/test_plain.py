@@ -210,7 +210,8 @@ def test_a_generator_that_is_not_in_evaluation_mode_is_refused(tmp_path):
     picture = helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 3, 2, 2])
     nodes = [helper.make_node("Reshape", ["z", "shape"], ["x"]), helper.make_node("ReduceMean", ["x", "axes"], ["m"]),
              helper.make_node("Sub", ["x", "m"], ["p"])]
-    weights = [numpy_helper.from_array(np.array([-1, 3, 2, 2]), "shape"), numpy_helper.from_array(np.array([0]), "axes")]
+    sizes, axes = np.array([-1, 3, 2, 2]), np.array([0])
+    weights = [numpy_helper.from_array(sizes, "shape"), numpy_helper.from_array(axes, "axes")]
     path = save_graph(tmp_path, nodes, [z], [picture], weights)
     with pytest.raises(CheckpointError, match=r"depends on the others of its batch"):
         parts_of(network_of_onnx(path), "g")
