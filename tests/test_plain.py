@@ -16,13 +16,14 @@ from engine.onnx_file import parse_model
 from engine.operators import Shapes
 from engine.runtimes.onnxruntime import open_session
 from engine.verify import check_bundle
-from exporter import cli, export
+from exporter import add_parts, cli, export
 from exporter.generators.onnx_folding import as_dims, fold
 from exporter.generators.onnx_operators import free_sizes
 from exporter.generators.plain import guess, layout_of, parts_of
 from exporter.generators.plain_loading import Wishes, load_plain
 from exporter.generators.plain_onnx import network_of_onnx
 from exporter.generators.plain_torch import network_of_module
+from tests import tiny
 from tests.strangers import DCGAN, BigGAN, Decoder, Learned, made
 
 ROWS = "rows"
@@ -449,3 +450,28 @@ def test_weights_beside_the_file_are_read(tmp_path):
     parts = parts_of(network_of_onnx(dense(external("w.bin"), tmp_path)), "g")
     assert parts.synthesis.resolution == 2
     assert not any(tensor.external_data for tensor in parts.synthesis.graph.graph.initializer)
+
+
+@pytest.mark.parametrize("runtime", ["native", "onnxruntime", "openvino"])
+def test_heads_on_z_and_on_w_serve_a_conditional_plain_generator(bundles, runtime, tmp_path):
+    """Their golden answers pass, a condition is obeyed, an edit keeps the class."""
+    stacks = [tiny.stack("smile", {"smile": 2}, dim=23), tiny.stack("shape", {"shape": 3}, dim=18, space="z")]
+    bundle = add_parts(bundles["biggan"], stacks, out=tmp_path / "heads.lace")
+    assert all(check.passed for check in check_bundle(bundle, runtime))
+    sampler = Sampler(bundle, runtime=runtime, guidance=20)
+    found = sampler.solve([Request("smile=c1 & shape=c2", seed=seed, label=seed % 5) for seed in range(6)])
+    assert [sample.logits["smile"].argmax() for sample in found] == [1] * 6
+    edited = sampler.edit(found, "smile=c0")
+    for before, after in zip(found, edited, strict=True):
+        assert after.logits["smile"][0] > before.logits["smile"][0]
+        np.testing.assert_array_equal(after.w[18:], before.w[18:])
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "biggan", "vae"])
+def test_tensorrt_rtx_compiles_the_graph_of_a_plain_generator(bundles, kind):
+    """Ahead of time, which needs no GPU: every operator that the rewriting leaves is one that it parses."""
+    pytest.importorskip("tensorrt_rtx")
+    from engine.runtimes.compiling import build
+    from tests.test_tensorrt import plan
+
+    assert len(build(plan(), bundles[kind].graph("synthesis"))) > 10_000

@@ -105,7 +105,7 @@ def show(facts: Mapping[str, Any], console: Terminal) -> None:
         console.print(add_rows(table, map(attribute_row, facts["attributes"])))
         console.print(ACCURACY, style="dim")
     else:
-        console.say("no attributes: add heads with lace-export --gan BUNDLE --heads FILE ... --out DIR")
+        console.say("no attributes: add heads with lace-export --bundle BUNDLE --add FILE ... --out DIR")
     console.print(add_rows(new_table("files", "file", "size>"),
                            ([name, decimal(size)] for name, size in facts["files"].items())))
     for name, value in facts["provenance"].items():
