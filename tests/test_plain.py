@@ -1,6 +1,7 @@
 """Plain generators, as others write them: DCGAN, BigGAN with classes, the decoder of a VAE; ONNX files and modules."""
 
 import json
+import random
 import warnings
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 from engine import CheckpointError, Request, Sampler
 from engine.bundle import Bundle
 from engine.cli import info, sample, verify
-from engine.onnx_file import parse_model
+from engine.onnx_file import Malformed, parse_model
 from engine.operators import Shapes
 from engine.runtimes.onnxruntime import open_session
 from engine.verify import check_bundle
 from exporter import add_parts, cli, export
 from exporter.generators.onnx_folding import as_dims, fold
 from exporter.generators.onnx_operators import free_sizes
-from exporter.generators.plain import guess, layout_of, parts_of
+from exporter.generators.onnx_rows import Rows
+from exporter.generators.plain import guess, layout_of, parts_of, rewrite
 from exporter.generators.plain_loading import Wishes, load_plain
 from exporter.generators.plain_onnx import network_of_onnx
 from exporter.generators.plain_torch import network_of_module
@@ -475,3 +477,24 @@ def test_tensorrt_rtx_compiles_the_graph_of_a_plain_generator(bundles, kind):
     from tests.test_tensorrt import plan
 
     assert len(build(plan(), bundles[kind].graph("synthesis"))) > 10_000
+
+
+@pytest.mark.parametrize(("kind", "opset", "batch"), [("biggan", 17, 1), ("vae", 11, None), ("dcgan", 9, 1)])
+@pytest.mark.parametrize("count", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_damaged_onnx_file_is_a_checkpoint_error_or_is_read(kind, opset, batch, count, tmp_path):
+    """Bytes changed, removed and put in, most of them where the nodes are; up to where ONNX Runtime would see it."""
+    source, read = write_onnx(kind, tmp_path / "g.onnx", opset=opset, batch=batch).read_bytes(), 0
+    for seed in range(count):
+        rng, data = random.Random(seed), bytearray(source)
+        for _ in range(rng.choice((1, 1, 2, 4, 16))):
+            place = rng.randrange(len(data) if rng.random() < 0.4 else min(len(data), 3000))
+            more, gone = rng.randbytes(rng.randrange(1, 20)), rng.choice((1, 1, rng.randrange(20)))
+            data[place : place + gone] = more[: rng.choice((0, 1, len(more)))]
+        (tmp_path / "f.onnx").write_bytes(data)
+        try:
+            found = network_of_onnx(tmp_path / "f.onnx")
+            rewrite(found, Rows(18, found.frozen))
+            read += 1
+        except (CheckpointError, Malformed):
+            pass
+    assert 0 < read < count  # some changes do not matter, and most do
