@@ -107,7 +107,7 @@ def show(facts: Mapping[str, Any], console: Terminal) -> None:
         console.print(add_rows(table, map(attribute_row, facts["attributes"])))
         console.print(ACCURACY, style="dim")
     else:
-        console.say("no attributes: add heads with lace-export --gan BUNDLE --heads FILE ... --out DIR")
+        console.say("no attributes: add heads with lace-export --bundle BUNDLE --add FILE ... --out DIR")
     if facts["oneshots"]:
         table = new_table("one-pass maps", "name", "condition", "targets", "holds>", "others off by>")
         console.print(add_rows(table, map(oneshot_row, facts["oneshots"])))
