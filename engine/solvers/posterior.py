@@ -15,12 +15,13 @@ from engine.bundle import Bundle
 from engine.errors import SolveError
 from engine.flow import Flow, Solver
 from engine.reference.posterior import Ends, Settings, sample
-from engine.reference.probability import log_probability
+from engine.reference.probability import log_probabilities
 from engine.solvers.gauss_newton import GaussNewton
 from engine.tape import Tape, by_tape
 
-# Candidates of a row that are evaluated together. It decides the cost and nothing else.
-WAVE = 8
+# Candidates of a row that are evaluated together: few at first, because most wishes are common. They decide the cost
+# and nothing else.
+WAVES = (2, 6, 24, 32)
 # Rows of one call of the field.
 CALL = 2048
 CONFIDENCE, FLOW, NEARER = 0.9, GaussNewton(), GaussNewton(steps=6)
@@ -65,7 +66,7 @@ class Posterior:
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         """Take all rows to their end."""
         world = FieldWorld(flow, batch, rows, self.nearer)
-        ends = sample(world, [batch.seeds[row] for row in rows.tolist()], self.settings, wave=WAVE)
+        ends = sample(world, [batch.seeds[row] for row in rows.tolist()], self.settings, waves=WAVES)
         entered = np.flatnonzero(ends.entered)
         if len(entered):
             world.keep(entered, ends)
@@ -142,8 +143,8 @@ class FieldWorld:
         for tape, part in kinds:
             u = self.columns(tape, part, some, found)
             parameters = np.broadcast_to(tape.parameters, (len(part), len(tape.parameters)))
-            relaxed[part] = log_probability(tape.program, parameters, u, relaxed=True)
-            crisp[part] = log_probability(tape.program, parameters, u)
+            found_p = log_probabilities(tape.program, parameters, u)
+            relaxed[part], crisp[part] = (np.where(np.isfinite(u).all(axis=1), p, np.nan) for p in found_p)
         # What overflowed is nowhere, and no sample.
         lost = ~np.isfinite(w).all(axis=1) | np.isnan(crisp)
         relaxed[lost], crisp[lost] = -np.inf, -np.inf
