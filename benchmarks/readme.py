@@ -1,8 +1,9 @@
 """Write the numbers of the README and the docs from benchmarks/results:  python -m benchmarks.readme [--check]
 
-The files come from benchmarks/config_f.py, soak.py and kills.py, from lace-eval (its report.json, under any name) and,
-as JSON lines, from benchmarks/run.py. Each page has one section between two markers, in which no number is typed by
-hand. The tables of speed are pages of their own, which benchmarks.report writes.
+The files come from benchmarks/config_f.py, soak.py and kills.py, from lace-eval (report.json of the goals, or of the
+suite posterior, under any name) and, as JSON lines, from benchmarks/run.py. Each page has one section between two
+markers, in which no number is typed by hand. The tables of speed are pages of their own, which benchmarks.report
+writes.
 """
 
 import argparse
@@ -22,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- numbers:begin -->", "<!-- numbers:end -->"
 NOTHING = "Nothing is recorded yet: `benchmarks/results` has no such measurement."
 NUMBERS = {1: "one", 2: "two", 3: "three"}
-SPEED, OBEDIENCE, CONFIG_F, RELIABILITY = (
+SPEED, OBEDIENCE, CONFIG_F, RELIABILITY, POSTERIOR = (
     "docs/benchmarks/speed/report.md", "docs/benchmarks/obedience.md", "docs/benchmarks/config-f.md",
-    "docs/reliability.md")
+    "docs/reliability.md", "docs/posterior.md")
 
 
 class ReadmeError(Exception):
@@ -36,6 +37,7 @@ class Results:
     """What benchmarks/results holds; None or empty where a benchmark was not run."""
 
     evaluation: Mapping | None = None
+    posterior: Mapping | None = None
     config_f: Mapping | None = None
     soak: Mapping | None = None
     kills: Mapping | None = None
@@ -64,6 +66,8 @@ def read_results(folder: Path) -> Results:
             results.kills = body
         elif "summary" in body and "judge" in body:
             results.evaluation = body
+        elif "posterior" in body.get("suites", {}):
+            results.posterior = body
         else:
             raise ReadmeError(f"{path} is of none of benchmarks/config_f.py, soak.py, kills.py and lace-eval")
     for path in sorted(folder.glob("*.jsonl")):
@@ -112,7 +116,24 @@ def headline(results: Results) -> str:
     rows = [line for line in lines if line]
     if not rows:
         return NOTHING
-    return f"{markdown(['', 'measured', 'more'], rows, numbers=False)}{goals_sentence(results.speed)}"
+    right = f"{right_or_obeying(results.posterior)}\n\n" if results.posterior else ""
+    return f"{right}{markdown(['', 'measured', 'more'], rows, numbers=False)}{goals_sentence(results.speed)}"
+
+
+def right_or_obeying(body: Mapping) -> str:
+    """The two ways to sample, over the class conditions of lace-eval's suite posterior."""
+    names = {"posterior": "samples of the posterior", "flow": "ends of LACE's flow"}
+    found = body["suites"]["posterior"]["summaries"]["classes"]
+    rows = [[names[name], *measures(found[name]), plain(found[name]["ms_16"])] for name in ("flow", "posterior")]
+    head = [f"{found['posterior']['conditions']} conditions on classes", "obey", "FID above its floor", "recall",
+            "coverage", "other attributes off by (by chance)", "ms a latent"]
+    return f"{markdown(head, rows)}\n\n" + paragraph(
+        f"Measured against the plain pictures of which the condition is true ([how, and each condition]({POSTERIOR})).")
+
+
+def measures(f: Mapping) -> list[str]:
+    return [percent(f["acc"]), f"{f['above']:.1f}", plain(f["recall"]), plain(f["coverage"]),
+            f"{plain(f['others'])} ({plain(f['chance'])})"]
 
 
 def obedience_line(body: Mapping | None) -> list[str] | None:
@@ -219,6 +240,36 @@ def obedience(results: Results) -> str:
     return "\n\n".join((lead, markdown(head, rows), end))
 
 
+def posterior(results: Results) -> str:
+    """The suite posterior of lace-eval: methods, and each condition by the posterior and by the flow."""
+    if results.posterior is None:
+        return NOTHING
+    body, found = results.posterior, results.posterior["suites"]["posterior"]
+    methods = [[name, *measures(f), plain(f["branch"]), *(plain(f.get(f"ms_{n}")) for n in (16, 64))]
+               for name, f in found["summaries"]["classes"].items() if f["conditions"]]
+    rows = [[f"`{c['condition']}`", f"{1 / c['rate']:,.0f}" if c["rate"] else "", *each(c["methods"]["posterior"]),
+             *each(c["methods"]["flow"])] for c in found["conditions"]]
+    count = found["conditions"][0]["methods"]["posterior"]["rows"]
+    lead = paragraph(
+        f"The truth of a condition: those of {found['pool']:,} plain pictures that satisfy it, says a classifier that "
+        f"had no part in the training. {count} pictures of each condition.")
+    end = paragraph(f"Command: `lace-eval demo --suite posterior`, {where(body)}; bundle {body['bundle'][:12]}, commit "
+                    f"{short(body['commit'])}.")
+    return "\n\n".join((lead, markdown(
+        ["method, over the classes", "obey", "FID above its floor", "recall", "coverage", "others off by (by chance)",
+         "branches of OR off by at most", "ms at 16 rows", "at 64"], methods), markdown(
+        ["condition", "one in", "posterior: obey", "FID (floor)", "error", "exact", "flow: obey", "FID (floor)",
+         "error", "exact"], rows), end))
+
+
+def each(found: Mapping) -> list[str]:
+    """A condition by one method."""
+    near = found["likeness"]
+    error = max(found["errors"].values(), default=None)
+    return [percent(found["holds"]), f"{near['fid']:.1f} ({near['fid_floor']:.1f})" if near else "", plain(error),
+            percent(found["exact"])]
+
+
 def config_f(results: Results) -> str:
     """Phases of benchmarks/config_f.py."""
     body = results.config_f
@@ -280,7 +331,8 @@ def soak(body: Mapping) -> str:
 
 
 PAGES: dict[str, Callable[[Results], str]] = {
-    "README.md": headline, OBEDIENCE: obedience, CONFIG_F: config_f, RELIABILITY: reliability}
+    "README.md": headline, OBEDIENCE: obedience, CONFIG_F: config_f, RELIABILITY: reliability,
+    POSTERIOR: posterior}
 
 
 def updated(page: Path, numbers: str) -> str:

@@ -171,7 +171,8 @@ def check_files(path: Path, places: Mapping[str, Path], files: Mapping[str, Mapp
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     # Not safetensors' save_file: it makes files that only their owner may read.
-    path.write_bytes(save(dict(tensors)))
+    # Nor does it heed strides: of a view it writes the memory, which are other numbers.
+    path.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
 
 
 def writing(target: str | os.PathLike, *, overwrite: bool = False) -> AbstractContextManager[Path]:

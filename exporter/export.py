@@ -6,11 +6,12 @@
 A part that is added needs no checkpoint: the synthesis is not exported again but copied.
 """
 
+import copy
 import difflib
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -33,6 +34,7 @@ from engine.errors import BundleError
 from engine.reference.answers import twin_answers
 from engine.sampler import find_bundle
 from engine.verify import PARTS, Check
+from exporter.card import write_card
 from exporter.checkpoints import load_generator, training_record
 from exporter.contents import (
     array,
@@ -102,12 +104,12 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
     )
     graph = {"precision": precision or "fp32", "noise": noise or "const", "lowering": lowering}
     with writing(target, overwrite=overwrite) as folder:
-        fill(folder, gan, stacks, manifest, graph, progress)
+        fill(folder, target.name, gan, stacks, manifest, graph, progress)
     return Bundle(target)
 
 
-def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, progress: Say) -> None:
-    """Write all files of a new bundle. ``options``: precision, noise and lowering of the synthesis."""
+def fill(folder: Path, name: str, parts, stacks: list, manifest: Manifest, options: dict, progress: Say) -> None:
+    """Write all files of the new bundle ``name``. ``options``: precision, noise and lowering of the synthesis."""
     progress("field graphs")
     save_tensors(folder / FIELD, field_tensors(parts.mapping) | head_tensors(stacks))
     graphs = write_field_graphs(folder, manifest.generator, manifest.heads)
@@ -123,18 +125,19 @@ def fill(folder: Path, parts, stacks: list, manifest: Manifest, options: dict, p
     # ONNX Runtime's CPU kernels cannot show what bfloat16 arithmetic does; torch's can.
     extra = check_module(parts.synthesis, graph, answers) if graph["precision"] == "bf16" else []
     refuse(extra)
-    finish(folder, manifest, progress, extra=extra)
+    finish(folder, name, manifest, progress, extra=extra)
 
 
-def finish(folder: Path, manifest: Manifest, progress: Say, parts: Sequence[str] = PARTS,
+def finish(folder: Path, name: str, manifest: Manifest, progress: Say, parts: Sequence[str] = PARTS,
            extra: Sequence[Check] = ()) -> None:
-    """Examine the bundle as it lies on the disk, then write its manifest with the results."""
+    """Examine the bundle as it lies on the disk, then write its manifest with the results, and its card."""
     progress("parity check")
     write_manifest(folder, manifest)
     checks = record([*examine(Bundle(folder), parts=parts), *extra])
     kept = [] if "synthesis" in parts else kept_checks(manifest.provenance.get("parity"))
     manifest = replace(manifest, provenance={**manifest.provenance, "parity": [*checks, *kept]})
     write_manifest(folder, manifest)
+    write_card(folder, manifest, name)
 
 
 def kept_checks(parity: object) -> list[dict]:
@@ -178,7 +181,8 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
     check_heads(added, facts, known=set(bundle.attributes))
     heads, attributes = records(added, facts)
     heads, attributes = sharpen(old.heads + heads, old.attributes + attributes, sharpened)
-    tensors = bundle.field | head_tensors(added) | sharp_tensors(sharpened)
+    kept, golden = without(bundle.field, sharpened), without(bundle.golden, sharpened)
+    tensors = kept | head_tensors(added) | sharp_tensors(sharpened)
     new = {stack.name for stack in added} | {f"{s.name}.sharp" for s in added if s.sharp}
     new |= {f"{name}.sharp" for name in sharpened}
     manifest = replace(old, generator=facts, heads=heads, attributes=attributes,
@@ -193,10 +197,32 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
             if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
                 shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, bundle.golden | twin_answers(tensors, manifest.heads, new, bundle.golden,
-                                                                   normalise=facts.normalise))
-        finish(folder, manifest, progress, parts=("field",))
+        save_tensors(folder / GOLDEN, golden | twin_answers(tensors, manifest.heads, new, golden,
+                                                            normalise=facts.normalise))
+        finish(folder, target.name, manifest, progress, parts=("field",))
     return Bundle(target)
+
+
+def without(tensors: Mapping[str, Array], sharpened: Collection[str]) -> dict[str, Array]:
+    """Without what sharp stacks of these heads left, which may have more layers than those that replace them."""
+    old = tuple(f"head.{name}.sharp." for name in sharpened)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(old)}
+
+
+def with_heads(bundle, stacks: Sequence, *, out: str | PathLike) -> Bundle:
+    """Write the bundle ``out``: the generator of ``bundle`` with these heads and no others.
+
+    A sharp stack that comes alone serves the flow too.
+    """
+    bare = copy.copy(find_bundle(bundle))
+
+    def others(tensors: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+
+    bare.golden, bare.field = others(bare.golden), others(bare.field)
+    bare.manifest, bare.heads, bare.attributes = replace(bare.manifest, heads=(), attributes=()), {}, {}
+    whole = [stack if stack.layers else replace(stack, layers=stack.sharp.layers) for stack in stacks]
+    return add_stacks(bare, whole, Path(out), False, {}, None, lambda phase: None)
 
 
 def check_target(target: Path) -> None:

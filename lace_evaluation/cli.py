@@ -76,7 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--compare", nargs=2, type=Path, metavar="REPORT", help="two reports of the suites, and nothing else")
     add("--judge", type=Path, default=judges.JUDGE, metavar="FILE", help="a classifier of lace-train (the package's)")
     add("--identity", type=Path, default=judges.IDENTITY, metavar="FILE", help="an identity network (the package's)")
-    add("--sharp", type=Path, nargs="+", metavar="FILE", help="sharp heads for posterior (the bundle's)")
     add("--count", type=positive, metavar="N", help=f"pictures of every condition ({COUNT}; the suites {SUITE_COUNT})")
     add("--seed", type=seed, default=0, metavar="S", help="of the first; the others follow (0)")
     add("--label", type=whole, metavar="N", help="class of a conditional generator")
@@ -163,20 +162,18 @@ def run_suites(options: argparse.Namespace) -> int:
         raise UsageError("the suites write a folder of tables and pictures: give --out DIR")
     runner.check_packages()
     from lace_evaluation import report as suites_report  # it imports the packages that were just looked for
-    from lace_evaluation.sharp import read_sharp, sharp_of
 
     out = runner.prepare(options.out, overwrite=options.overwrite)
     check_label(opened(options), options.label)
     eyes = open_eyes(options, open_sampler(options))
-    bundle = opened(options)
-    sharp = read_sharp(options.sharp, bundle.attributes) if options.sharp else sharp_of(bundle)
-    if options.suite == POSTERIOR and sharp is None:
-        raise UsageError("the suite posterior samples by sharp heads, which this bundle lacks: give --sharp "
-                         "NAME.sharp.safetensors ..., which lace-train heads writes")
-    names = [name for name in SUITES if sharp or name != POSTERIOR] if options.suite == ALL else [options.suite]
+    is_sharp = all(head.sharp and head.sharp.calibrated for head in opened(options).heads.values())
+    if options.suite == POSTERIOR and not is_sharp:
+        raise UsageError("the suite posterior samples by sharp heads, which this bundle lacks: train them with "
+                         "lace-train heads --bundle B --labeller ..., and add them with lace-export --bundle B --add")
+    names = [name for name in SUITES if is_sharp or name != POSTERIOR] if options.suite == ALL else [options.suite]
     with progress_bar("plain samples and renders") as progress:
         run = runner.run(names, lambda **changes: open_variant(options, **changes), eyes, out, count=options.count,
-                         seed=options.seed, label=options.label, progress=progress, sharp=sharp)
+                         seed=options.seed, label=options.label, progress=progress)
         facts = suites_report.write(out, run, eyes)
     if options.json:
         write_json(facts)

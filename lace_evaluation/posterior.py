@@ -8,14 +8,16 @@ tolerance of their sharp head. A cell is a condition and a method.
     and baselines of methods.py; langevin (true temperature): with the noise that samples p(z) p(c | z)
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from math import sqrt
 
 import numpy as np
 from numpy import ndarray as Array
 
+from engine.batch import Status
 from engine.condition import And, Condition, Is, Not, Or, Within
 from engine.grammar import parse
 from engine.requests import Request
@@ -24,9 +26,8 @@ from engine.tape import satisfied
 from lace_evaluation import likeness
 from lace_evaluation.goal import as_logits
 from lace_evaluation.methods import METHODS as BASELINES
-from lace_evaluation.methods import Outcome, solved_by
+from lace_evaluation.methods import Outcome, solved, solved_by
 from lace_evaluation.questions import SHOWN, statements
-from lace_evaluation.sharp import PosteriorSampler, SharpHeads
 from lace_evaluation.statistics import wilson
 from lace_evaluation.store import Cell
 from lace_evaluation.study import CHUNK, POOL_SEED, Seen, Study
@@ -37,6 +38,7 @@ OURS, FLOW = "posterior", "flow"
 TIMES = 4  # rows of OURS and FLOW for every row of ``study.count``
 GRID = 36  # pictures of OURS and FLOW that are kept
 RATE = Langevin().rate
+AT_ONCE, REPEATS = (16, 64), 5  # rows, and how often, for the cost of a row
 ENOUGH = 300  # pictures of the truth from which on the least ACC counts
 
 # Singles, pairs, triples, OR, NOT, intervals, targets of values; and what is rarer than 1 in 1,000.
@@ -88,19 +90,9 @@ def make_pool(study: Study) -> Cell:
     return Cell({"count": count}, other={"labels": np.concatenate(labels), "features": np.concatenate(features)})
 
 
-@cache
-def posterior_of(study: Study) -> PosteriorSampler:
-    return PosteriorSampler.open(study.open_sampler, heads_of(study))
-
-
-def heads_of(study: Study) -> SharpHeads:
-    assert study.sharp is not None
-    return study.sharp
-
-
 def draw_posterior(study: Study, requests: Sequence[Request]) -> Outcome:
-    samples, ends, seconds = posterior_of(study).solve(requests)
-    return Outcome(samples, ends.entered, seconds)
+    found = solved(study.open_sampler(solver=OURS), requests)
+    return replace(found, reached=np.array([s.status == Status.DONE for s in found.samples]))
 
 
 METHODS: dict[str, Callable[[Study, Sequence[Request]], Outcome]] = {
@@ -134,7 +126,7 @@ def cell(study: Study, method: str, condition: Condition) -> Cell:
     rows = {
         "holds": holds, "entered": outcome.reached,
         "evaluations": np.array([s.evaluations for s in outcome.samples]),
-        "exact": np.array([method == OURS and s.steps == 0 for s in outcome.samples]),
+        "exact": np.array([s.exact for s in outcome.samples]),
     }
     facts = {
         "rows": count, **{name: float(np.mean(values)) for name, values in rows.items()},
@@ -142,13 +134,27 @@ def cell(study: Study, method: str, condition: Condition) -> Cell:
         "branches": branches(study, condition, seen.labels),
         "seconds": {"solve": outcome.seconds, **seen.seconds}, **against_truth(study, condition, seen),
     }
+    if method in (OURS, FLOW):
+        facts["ms"] = milliseconds(study, method, condition)
     return Cell(facts, {n: np.asarray(v, np.float32) for n, v in rows.items()}, {"pictures": seen.pictures})
+
+
+def milliseconds(study: Study, method: str, condition: Condition) -> dict[str, float]:
+    """Of solving one row, by how many rows are asked for at once; the median of REPEATS."""
+    sampler, found = study.open_sampler(solver=method if method == OURS else GaussNewton()), {}
+    for count in AT_ONCE:
+        spent = []
+        for repeat in range(REPEATS + 1):  # the first one warms up
+            began = time.perf_counter()
+            sampler.solve(study.requests([condition] * count, first=repeat * count))
+            spent.append(time.perf_counter() - began)
+        found[str(count)] = 1000 * float(np.median(spent[1:])) / count
+    return found
 
 
 def true(study: Study, condition: Condition, labels: Array) -> Array:
     """Whether the judge says that a condition holds (n,); a value to within its head's tolerance."""
     seen = as_logits(study.attributes.values(), labels)
-    tolerances = heads_of(study).tolerances
 
     def truth(part: Condition) -> Array:
         match part:
@@ -159,7 +165,7 @@ def true(study: Study, condition: Condition, labels: Array) -> Array:
             case Not(inner):
                 return ~truth(inner)
             case Is(name) | Within(name):
-                return satisfied(part, study.attributes, seen, tolerance=tolerances[name])
+                return satisfied(part, study.attributes, seen, tolerance=study.attributes[name].tolerance)
         return satisfied(part, study.attributes, seen)
 
     return truth(condition)
@@ -238,5 +244,5 @@ def summary(conditions: Sequence[Mapping], method: str) -> dict:
         "branch": max(gaps, default=None), "error": mean(values), "most_error": max(values, default=None),
         "evaluations": mean([m["evaluations"] for _, m in made]), "exact": mean([m["exact"] for _, m in made]),
         "entered": mean([m["entered"] for _, m in made]),
-        "ms": mean([1000 * m["seconds"]["solve"] / m["rows"] for _, m in made]),
+        **{f"ms_{count}": mean([m["ms"][str(count)] for _, m in made if "ms" in m]) for count in AT_ONCE},
     }

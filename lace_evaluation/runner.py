@@ -15,7 +15,6 @@ from engine.errors import LaceError
 from engine.folders import locked
 from engine.sampler import Sampler
 from lace_evaluation import SUITES, posterior
-from lace_evaluation.sharp import SharpHeads
 from lace_evaluation.store import Cell, Store, code_hash
 from lace_evaluation.study import Embedding, Study
 from lace_trainer.judges.classifier import Classifier
@@ -83,25 +82,23 @@ def settings_of(sampler: Sampler, eyes: Eyes, *, count: int, seed: int, label: i
 
 
 def run(names: Sequence[str], open_sampler: Callable[..., Sampler], eyes: Eyes, out: Path, *, count: int, seed: int,
-        label: int | None, progress: Progress, sharp: SharpHeads | None = None) -> Run:
+        label: int | None, progress: Progress) -> Run:
     """Run the suites ``names``; cells that ``out`` holds with the same bundle, settings and code are not run again.
 
     Raises LaceError while another process runs suites there.
     """
     with locked(out):
-        return run_locked(names, open_sampler, eyes, out, count=count, seed=seed, label=label, progress=progress,
-                          sharp=sharp)
+        return run_locked(names, open_sampler, eyes, out, count=count, seed=seed, label=label, progress=progress)
 
 
 def run_locked(names: Sequence[str], open_sampler: Callable[..., Sampler], eyes: Eyes, out: Path, *, count: int,
-               seed: int, label: int | None, progress: Progress, sharp: SharpHeads | None) -> Run:
+               seed: int, label: int | None, progress: Progress) -> Run:
     sampler = open_sampler()
     settings = settings_of(sampler, eyes, count=count, seed=seed, label=label)
     code = code_hash()
-    key = {**settings, "bundle": sampler.bundle.hash, "sampler": repr(sampler), "code": code,
-           "sharp": sharp.digest() if sharp else None}
+    key = {**settings, "bundle": sampler.bundle.hash, "sampler": repr(sampler), "code": code}
     study = Study(open_sampler, eyes.judge, Store(out / CELLS, key), count=count, seed=seed, label=label,
-                  identity=eyes.identity, sharp=sharp)
+                  identity=eyes.identity)
     progress(0, 0, "plain samples and renders")
     study.pool, study.reference  # noqa: B018 - made first, so that the bar counts cells only
     if "posterior" in names:

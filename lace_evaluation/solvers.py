@@ -42,7 +42,7 @@ class Entry:
     """One point of the plots: a solver with its settings. ``family`` gives it its colour."""
 
     family: str
-    solver: Solver | None  # None: the sampler's own
+    solver: Solver | None  # None: that of the sampler's flow
     shared: bool = False
 
 
@@ -105,7 +105,7 @@ def cells(study: Study) -> dict[str, Callable[[], Cell]]:
 def solve(study: Study, targets: Targets, solver: Solver | None, *, shared: bool = False) -> list[Sample]:
     changes = {} if solver is None else {"solver": solver, **({"capacity": BATCH} if shared else {})}
     requests = study.requests(targets.conditions(study.attributes))
-    return study.open_sampler(**changes).solve(requests) if changes else study.sampler.solve(requests)
+    return (study.open_sampler(**changes) if changes else study.flow).solve(requests)
 
 
 def reference(study: Study, targets: Targets, tolerance: float) -> Cell:

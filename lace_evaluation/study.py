@@ -16,9 +16,9 @@ from engine.reference.noise import SEED_LIMIT
 from engine.reference.tape import evaluate as interpret
 from engine.requests import Request, Sample
 from engine.sampler import Sampler
+from engine.solvers import GaussNewton
 from lace_evaluation.nearness import Widest, widest
 from lace_evaluation.questions import SHOWN
-from lace_evaluation.sharp import SharpHeads
 from lace_evaluation.store import Cell, Store
 from lace_trainer.faces import ATTRIBUTES
 from lace_trainer.faces.pictures import reference_features
@@ -74,18 +74,16 @@ class Study:
     open_sampler   a sampler on the bundle; with a solver, logic or capacity other than the command line's
     count   rows of a group of attributes; row i has seed ``seed`` + i whatever the method
     label   class of a conditional generator;  identity: None where the suite ``editing`` is not asked for
-    sharp   heads of the posterior; None where the suite ``posterior`` is not asked for
     """
 
     def __init__(self, open_sampler: Callable[..., Sampler], judge: Classifier, store: Store, *, count: int,
-                 seed: int = 0, label: int | None = None, identity: Embedding | None = None,
-                 sharp: SharpHeads | None = None):
+                 seed: int = 0, label: int | None = None, identity: Embedding | None = None):
         sampler = open_sampler()
         check_world(sampler.bundle)
         if seed + POOL_SEED + MOST_POOL > SEED_LIMIT:
             raise LaceError(f"seed {seed} is too great for the suites: choose one below 2**63")
         self.open_sampler, self.sampler, self.judge = open_sampler, sampler, judge
-        self.store, self.identity, self.sharp = store, identity, sharp
+        self.store, self.identity = store, identity
         self.count, self.seed, self.label = count, seed, label
         self.attributes: Mapping[str, Attribute] = sampler.bundle.attributes
         known = [a.name for a in judge.attributes]
@@ -115,6 +113,12 @@ class Study:
     def heads(self, samples: Sequence[Sample]) -> Array:
         """What the bundle's heads read at the samples' latents, as labels (n, attributes)."""
         return as_labels(stacked(self.sampler.measure(samples)), self.attributes)
+
+    @cached_property
+    def flow(self) -> Sampler:
+        """The sampler, or one that takes the flow where that takes the posterior."""
+        has_posterior = self.sampler.starts.posterior is not None
+        return self.open_sampler(solver=GaussNewton()) if has_posterior else self.sampler
 
     @cached_property
     def pool(self) -> Pool:

@@ -95,6 +95,8 @@ def add_heads(parser: argparse.ArgumentParser) -> None:
         help="train calibrated heads for the posterior (yes)")
     add("--hidden", type=positive, nargs="+", default=[96, 96, 96], metavar="N", help="widths, sharp (96 96 96)")
     add("--sharp-epochs", type=positive, default=25, help="the best on held-out pairs is kept (25)")
+    add("--sought", type=positive, metavar="COUNT",
+        help="with --bundle: then train sharp heads again, with as many samples of the posterior of random conditions")
     add("--dropout", type=float, default=0.0, help="of sharp heads in training, where labels are noisy (0)")
     add("--steered", type=positive, metavar="COUNT", help="with --gan: then train again, with as many steered samples")
     add("--start", type=Path, nargs="+", metavar="FILE", help="heads that steer first (new ones, from plain samples)")
@@ -148,6 +150,8 @@ def check_heads_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag(given)} needs --{needed}")
     if options.steered and not options.gan:
         raise UsageError("--steered draws samples of a generator: it needs --gan and --labeller")
+    if options.sought and not (options.bundle and options.sharp):
+        raise UsageError("--sought samples the posterior of sharp heads in a bundle: it needs --bundle and --sharp")
     if options.start and not options.steered:
         raise UsageError("--start names heads that steer: it needs --steered")
     if not (options.smooth or options.sharp):
@@ -241,13 +245,20 @@ def labelled_of(options: argparse.Namespace, report: Report) -> "Labelled":
 
 
 def train_sharp_heads(options: argparse.Namespace, report: Report) -> tuple["Stacks", dict]:
-    from lace_trainer.heads import calibration, sharp
+    from lace_trainer.heads import calibration, labelled, sharp
+    from lace_trainer.heads.pairs import Labellers
 
     data = labelled_of(options, report)
     data = data.select(options.attributes) if options.attributes else data
     config = sharp.SharpConfig(hidden=tuple(options.hidden), epochs=options.sharp_epochs, dropout=options.dropout,
                                seed=options.seed or 0)
     trained = sharp.train_sharp(data, config, progress=report)
+    if options.sought:
+        sought = labelled.sought_samples(options.bundle, trained.stacks, Labellers(options.labeller),
+                                         count=options.sought, seed=options.seed or 0, threads=options.threads,
+                                         progress=report)
+        data = labelled.joined(data, sought)
+        trained = sharp.train_sharp(data, config, progress=report)
     found = list(trained.calibration.values())
     calibration.plot(options.out / "reliability.png", found)
     for head in found:

@@ -1,6 +1,7 @@
 """Shared set-up of the tests."""
 
 import contextlib
+import signal
 import sys
 
 import pytest
@@ -10,6 +11,10 @@ with contextlib.suppress(ImportError):
 
     # Two OpenMP threads that wait for each other beside other test processes are many times slower than one.
     torch.set_num_threads(1)
+
+# A shell starts what runs in its background with interrupts ignored, and children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load, save
 
-from engine.bundle import FIELD, GOLDEN, MANIFEST, Bundle, GeneratorFacts, Head, Sharp
+from engine.bundle import FIELD, FOR_PEOPLE, GOLDEN, MANIFEST, Bundle, GeneratorFacts, Head, Sharp
 from engine.errors import LaceError
 from exporter.field_graphs import write_field_graphs
 from tests.worlds import head_tensors, random_world, write_bundle
@@ -83,8 +83,9 @@ def synthesis(facts: GeneratorFacts) -> onnx.ModelProto:
 
 def as_format_1(files: Files) -> Files:
     """The same bundle as 0.1 would have written it, without graphs of heads, whose seeds were others."""
-    files = {name: data for name, data in files.items() if not name.startswith("head.")}
+    files = {name: data for name, data in files.items() if not name.startswith("head.") and name not in FOR_PEOPLE}
     body, golden = json.loads(files[MANIFEST]), load(files[GOLDEN])
+    facts = GeneratorFacts(**body["generator"])
     body["format"] = "1.0"
     body["generator"] = {k: v for k, v in body["generator"].items() if k not in ("mapping_layers", "normalise")}
     body["heads"] = [{k: v for k, v in head.items() if k != "sharp"} for head in body["heads"]]
@@ -95,14 +96,14 @@ def as_format_1(files: Files) -> Files:
     for attribute in body["attributes"]:
         for kind in ("logits", "gradient"):
             columns = slice(*attribute["columns"])
-            old[f"{attribute['name']}.{kind}"] = golden[f"head.{attribute['head']}.{kind}"][:, columns]
+            answer = golden[f"head.{attribute['head']}.{kind}"][:, columns]
+            old[f"{attribute['name']}.{kind}"] = np.ascontiguousarray(answer)  # or safetensors writes other numbers
     field = {name: tensor for name, tensor in load(files[FIELD]).items() if ".sharp." not in name}
-    return {**files, MANIFEST: json.dumps(body).encode(), GOLDEN: save(old), **regraphed(body, field)}
+    return {**files, MANIFEST: json.dumps(body).encode(), GOLDEN: save(old), **regraphed(facts, body, field)}
 
 
-def regraphed(body: dict, field: dict) -> Files:
+def regraphed(facts: GeneratorFacts, body: dict, field: dict) -> Files:
     """The field and the graphs that point into it."""
-    facts = GeneratorFacts(**body["generator"], mapping_layers=2)
     heads = [Head(head["name"], head["space"], tuple(head["widths"])) for head in body["heads"]]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / FIELD).write_bytes(save(field))

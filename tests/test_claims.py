@@ -15,9 +15,9 @@ def paper() -> list[float]:
     return energies(solver="dopri5", clock="paper", rtol=1e-3, atol=1e-3)
 
 
-def energies(**settings) -> list[float]:
+def energies(solver: str = "gauss-newton", **settings) -> list[float]:
     """Mean energy of 8 rows of the demo for each condition, with the paper's guidance."""
-    sampler = Sampler("demo", guidance=1.0, threads=1, **settings)
+    sampler = Sampler("demo", solver=solver, guidance=1.0, threads=1, **settings)
     return [float(np.mean([sample.energy for sample in sampler.solve(text, range(8))])) for text in CONDITIONS]
 
 

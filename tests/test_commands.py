@@ -161,7 +161,7 @@ def test_C12_every_command_says_its_version(name, main, capsys):
 def test_C12_attributes_of_a_bundle_can_be_listed(capsys):
     assert run(info.main, "demo") == OK
     printed = capsys.readouterr().out
-    for words in ("age", "0.07 to 0.96", "black, brown, blond", "0.957", "solver gauss-newton", "guidance 2.0",
+    for words in ("age", "0.07 to 0.96", "black, brown, blond", "0.957", "solver posterior", "confidence 0.9",
                   "field.safetensors", "licence: ", "stylegan2-skip, 64 px", "generator.safetensors"):
         assert words in printed
     assert run(info.main, "demo", "--json") == OK

@@ -12,7 +12,7 @@ from engine.errors import BundleError, CheckpointError
 from engine.reference import field as twin
 from engine.runtimes import open_runtime
 from engine.runtimes.onnxruntime import Graphs
-from engine.sampler import Sampler, find_bundle
+from engine.sampler import Sampler
 from engine.verify import check_bundle
 from exporter import cli
 from exporter import export as exporting
@@ -20,6 +20,7 @@ from exporter.export import add_parts, export
 from exporter.heads import SharpStack, load_heads, save_head
 from exporter.parts import KINDS, kind_of
 from tests import tiny
+from tests.fuzzed_bundles import as_format_1, read_files, write_files
 
 
 def with_sharp(stack, *, seed=7, hidden=(9,), **facts):
@@ -98,18 +99,25 @@ def test_parts_are_added_in_a_new_bundle(made, lone, tmp_path, monkeypatch):
 
 
 def test_a_bundle_of_format_1_becomes_one_of_format_2(tmp_path):
-    demo = find_bundle("demo")
-    smile = with_sharp(replace(tiny.stack("smile", {"smile": 2}, dim=128)))
-    (attribute,) = smile.attributes
-    smile = replace(smile, attributes=(replace(attribute, classes=("no", "yes")),), layers=())
-    bundle = add_parts("demo", [smile], out=tmp_path / "b.lace")
-    assert (demo.manifest.format, bundle.manifest.format) == ((1, 0), (2, 0))
-    assert bundle.generator == demo.generator
-    assert set(bundle.files) == set(demo.files) | {"head.smile.sharp.onnx"}
-    for name, tensor in demo.field.items():
+    export(tiny.parts(), tiny.heads(), out=tmp_path / "new.lace")
+    write_files(tmp_path / "old.lace", as_format_1(read_files(tmp_path / "new.lace")))
+    old = Bundle(tmp_path / "old.lace")
+    smile = replace(with_sharp(tiny.heads()[0]), layers=())
+    bundle = add_parts(old, [smile], out=tmp_path / "b.lace")
+    assert (old.manifest.format, bundle.manifest.format) == ((1, 0), (2, 0))
+    assert bundle.generator == old.generator
+    assert "head.smile.sharp.onnx" in bundle.files
+    for name, tensor in old.field.items():
         np.testing.assert_array_equal(bundle.field[name], tensor)
-    with Sampler(demo, threads=1) as old, Sampler(bundle, threads=1) as new:
-        np.testing.assert_array_equal(new.solve("smile", seeds=[3])[0].w, old.solve("smile", seeds=[3])[0].w)
+    with Sampler(old, threads=1) as one, Sampler(bundle, threads=1) as two:
+        np.testing.assert_array_equal(two.solve("smile", seeds=[3])[0].w, one.solve("smile", seeds=[3])[0].w)
+
+
+def test_a_sharp_stack_replaces_one_of_more_layers(made, tmp_path):
+    short = replace(with_sharp(tiny.heads()[0], hidden=(), **FACTS), layers=())
+    bundle = add_parts(made, [short], out=tmp_path / "b.lace")
+    assert sum(name.startswith("head.smile.sharp.") for name in bundle.field) == 2
+    assert bundle.heads["smile"].sharp.widths[1:] == (2,)
 
 
 def test_what_cannot_be_added_is_refused_and_nothing_is_written(made, lone, tmp_path):

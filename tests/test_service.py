@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ALL_COMPLETED, CancelledError, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -424,6 +425,17 @@ def test_C12_absurd_sizes_are_refused_with_their_limits(world, name, value):
     assert Sampler(world, runtime="numpy", capacity=np.int64(2)).solve("smile", 1)
 
 
+@contextmanager
+def started(command, *, stdout):
+    """A process that does not outlive the test."""
+    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
 @pytest.mark.parametrize("runtime", ["native", "numpy"])
 def test_C12_an_interrupt_ends_a_long_solve_within_two_seconds(runtime):
@@ -433,12 +445,12 @@ sampler = Sampler("demo", runtime="{runtime}", threads=1, solver="gauss-newton",
 print("go", flush=True)
 sampler.solve("smile & age=0.7", range(64))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "go\n"
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=SOON)
+    with started([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "go\n"
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=SOON)
     assert time.monotonic() - began < 4  # two seconds on a machine that does nothing else
     assert "KeyboardInterrupt" in errors
 
@@ -448,10 +460,10 @@ sampler.solve("smile & age=0.7", range(64))
 def test_B15_two_interrupts_end_a_command_without_an_abort(tmp_path, pause):
     command = [sys.executable, "-m", "engine.cli.sample", "demo", "smile", "--count", "20000", "--out",
                str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    time.sleep(3.0)
-    process.send_signal(signal.SIGINT)
-    time.sleep(pause)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=SOON)
+    with started(command, stdout=subprocess.DEVNULL) as process:
+        time.sleep(3.0)
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=SOON)
     assert process.returncode in (130, 1, -signal.SIGINT), (process.returncode, errors)

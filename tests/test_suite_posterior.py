@@ -8,19 +8,15 @@ import pytest
 from PIL import Image
 
 from engine.cli.console import BAD_INPUT, OK
-from engine.errors import LaceError
 from engine.grammar import parse
-from engine.reference.noise import normals
-from engine.reference.posterior import Settings
-from engine.requests import Request
-from engine.sampler import Sampler
 from engine.solvers import GaussNewton, Langevin
-from exporter.heads import SharpStack, save_head
+from exporter.export import export
+from exporter.heads import SharpStack
 from lace_evaluation import cli, likeness, posterior, study
 from lace_evaluation.methods import solved_by
 from lace_evaluation.posterior_report import goals
-from lace_evaluation.sharp import PosteriorSampler, read_sharp
 from lace_trainer.judges import identity
+from tests import tiny
 from tests.evaluation import Embedding, made_once, world_head
 
 
@@ -30,20 +26,13 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sharp_files(tmp_path_factory):
-    """A head of all attributes of the tiny world, called calibrated; its logits are steep."""
+def sharp(tmp_path_factory):
+    """The tiny world with a sharp stack, called calibrated, whose logits are steep."""
     stack = world_head()
     weight, bias = stack.layers[-1]
     named = tuple(replace(a, tolerance=0.2 if a.kind == "value" else None) for a in stack.attributes)
-    sharp = SharpStack((*stack.layers[:-1], (8 * weight, bias)), True)
-    path = tmp_path_factory.mktemp("sharp") / "world.sharp.safetensors"
-    save_head(path, replace(stack, layers=(), attributes=named, sharp=sharp))
-    return [path]
-
-
-def open_posterior(bundle, files, **settings):
-    heads = read_sharp(files, bundle.attributes)
-    return PosteriorSampler.open(lambda **changes: Sampler(bundle, threads=1, **changes), heads, Settings(**settings))
+    stack = replace(stack, attributes=named, sharp=SharpStack((*stack.layers[:-1], (8 * weight, bias)), True))
+    return export(tiny.parts(), [stack], out=tmp_path_factory.mktemp("sharp") / "tiny.lace")
 
 
 def test_distances_of_the_truth_from_itself_are_those_of_chance(made):
@@ -77,49 +66,6 @@ def test_neighbours_are_those_of_the_definition():
     assert found.density == (2 + 2 + 0 + 0) / 4
 
 
-def test_the_posterior_of_a_bundle_is_exact_where_candidates_are_sure(made, sharp_files):
-    sampler = open_posterior(made[0], sharp_files, confidence=0.8)
-    requests = [Request("smile & ~hat", seed=seed) for seed in range(300)]
-    samples, ends, _ = sampler.solve(requests)
-    sure = ends.log_p > np.log(0.8)
-    assert (sure == ends.entered).all()
-    assert ends.exact.mean() > 0.5
-    world = sampler.world(requests)  # brute force: the same candidates one by one
-    for row in np.flatnonzero(ends.exact)[:20]:
-        for k in range(int(ends.candidates[row])):
-            x = normals(int(row), k, world.noise_dim)
-            _, crisp = world.log_p(np.array([row]), x[None])
-            assert (crisp[0] > np.log(0.8)) == (k == ends.candidates[row] - 1)
-        assert np.array_equal(x, samples[row].z)
-
-
-def test_a_row_that_does_not_enter_ends_as_the_flow_leaves_it(made, sharp_files):
-    """Zero-shot combinations are never worse than the flow makes them."""
-    text = "haircolor=red & age=5"  # no head reads such an age
-    sampler = open_posterior(made[0], sharp_files, patience=3, fresh=4)
-    samples, ends, _ = sampler.solve([Request(text, seed=seed) for seed in range(3)])
-    assert not ends.entered.any()
-    flow = Sampler(made[0], threads=1).solve([Request(text, seed=seed) for seed in range(3)])
-    assert all(np.array_equal(a.z, b.z) for a, b in zip(samples, flow, strict=True))
-
-
-def test_evidence_agrees_with_brute_force(made, sharp_files):
-    sampler = open_posterior(made[0], sharp_files)
-    found = sampler.evidence(Request("smile & ~hat & glasses"))
-    world = sampler.world([Request("smile & ~hat & glasses")])
-    x = np.random.default_rng(0).standard_normal((100_000, world.noise_dim), dtype=np.float32)
-    share = (world.log_p(np.zeros(len(x), int), x)[1] > np.log(0.9)).mean()
-    assert abs(found.log_p - np.log(share)) < 0.2
-
-
-def test_heads_that_are_not_calibrated_or_missing_are_refused(made, tmp_path):
-    save_head(tmp_path / "world.safetensors", world_head())
-    with pytest.raises(LaceError, match="calibrated"):
-        read_sharp([tmp_path / "world.safetensors"], made[0].attributes)
-    with pytest.raises(LaceError, match="no sharp head of yaw"):
-        read_sharp([], made[0].attributes)
-
-
 def test_arithmetic_is_asked_for_conjunctions_only():
     assert posterior.serves("arithmetic", parse("smile & age=0.3"))
     assert not posterior.serves("arithmetic", parse("hat | beard"))
@@ -133,7 +79,7 @@ def test_the_list_has_forty_conditions_of_all_kinds():
     assert all(str(parse(text)) for text in texts)
 
 
-def test_the_suite_from_end_to_end(made, sharp_files, tmp_path, monkeypatch, capsys):
+def test_the_suite_from_end_to_end(made, sharp, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(identity, "load", lambda path: Embedding())
     monkeypatch.setattr(study, "MOST_POOL", 40)
     monkeypatch.setattr(study, "MOST_REFERENCE", 40)
@@ -145,15 +91,16 @@ def test_the_suite_from_end_to_end(made, sharp_files, tmp_path, monkeypatch, cap
     file = tmp_path / "identity.safetensors"
     file.write_bytes(b"not read")
     out = tmp_path / "out"
-    options = [str(made[0].path), "--judge", str(made[1]), "--identity", str(file), "--threads", "1", "--suite",
+    options = ["--judge", str(made[1]), "--identity", str(file), "--threads", "1", "--suite",
                "posterior", "--count", "2", "--out", str(out)]
-    assert cli.main(options) == BAD_INPUT
+    assert cli.main([str(made[0].path), *options]) == BAD_INPUT
     assert "which this bundle lacks" in capsys.readouterr().err
-    assert cli.main([*options, "--sharp", *map(str, sharp_files)]) == OK
+    assert cli.main([str(sharp.path), *options]) == OK
     facts = json.loads((out / "report.json").read_text())["suites"]["posterior"]
     assert [c["condition"] for c in facts["conditions"]] == ["beard", "hat | glasses", "age=0.5"]
     assert set(facts["conditions"][1]["branches"]) == {"hat", "glasses"}
     assert facts["summaries"]["classes"]["posterior"]["conditions"] == 2
+    assert facts["summaries"]["classes"]["posterior"]["ms_16"] > 0
     text = (out / "REPORT.md").read_text()
     assert "## Posterior" in text
     assert "nan" not in text.lower()

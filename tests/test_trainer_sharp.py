@@ -179,13 +179,29 @@ def test_samples_of_a_bundle_are_labelled_once_at_all_truncations(labellers, tmp
     assert len(pairs.w) == 100
 
 
+def test_samples_are_sought_where_the_posterior_goes_and_never_held_out(labellers, tmp_path, tmp_path_factory):
+    bundle, _ = made_once(tmp_path_factory)
+    plain = labelled_samples(labelled.BundleSource(bundle.path, threads=1), Labellers(labellers), count=100,
+                             directory=tmp_path).select(["smile", "age"])
+    stacks = train_sharp(plain, replace(CONFIG, epochs=1)).stacks
+    sought = labelled.sought_samples(bundle.path, stacks, Labellers(labellers), count=70, seed=1, threads=1)
+    again = labelled.sought_samples(bundle.path, stacks, Labellers(labellers), count=70, seed=1, threads=1)
+    np.testing.assert_array_equal(again.likely, sought.likely)
+    assert sought.w.shape == (70, plain.w.shape[1])
+    both = labelled.joined(plain, sought)
+    assert (len(both.w), both.held_out, both.source["sought"]) == (200, plain.held_out, 70)
+    np.testing.assert_array_equal(both.w[-plain.held_out :], plain.w[-plain.held_out :])
+    np.testing.assert_array_equal(both.votes[:70], sought.select(["smile", "age"]).votes)
+
+
 def test_the_command_line_trains_both_stacks_from_a_bundle(labellers, tmp_path, tmp_path_factory, capsys):
     bundle, _ = made_once(tmp_path_factory)
     options = ("heads", "--bundle", str(bundle.path), "--labeller", str(labellers[0]), "--samples", "600",
                "--attributes", "smile", "age", "--epochs", "1", "--sharp-epochs", "2", "--hidden", "8", "8",
                "--threads", "1", "--json")
-    assert main([*options, "--out", str(tmp_path)]) == OK
+    assert main([*options, "--sought", "64", "--out", str(tmp_path)]) == OK
     facts = json.loads(capsys.readouterr().out)
+    assert facts["sharp_pairs"] == 600 + 3 * 60 + 64
     assert set(facts["calibration"]) == {"smile", "age"}
     names = {path.name for path in tmp_path.iterdir()}
     assert {"smile.safetensors", "age.safetensors", "reliability.png"} <= names
@@ -196,11 +212,13 @@ def test_the_command_line_trains_both_stacks_from_a_bundle(labellers, tmp_path, 
     assert set(stack.sharp.ece["smile"]) == {"0.5", "0.7", "1"}
     assert stack.attributes[0].provenance["sharp"]["trained_on"]["bundle"] == bundle.hash
     assert load_heads(tmp_path / "age.safetensors").attributes[0].tolerance >= calibration.LEAST_TOLERANCE
-    assert main([*options, "--no-smooth", "--out", str(tmp_path)]) == OK
+    assert main([*options, "--no-smooth", "--sought", "64", "--out", str(tmp_path)]) == OK
     assert load_heads(tmp_path / "smile.safetensors").layers  # what was there stays
     alone = load_heads(tmp_path / "smile.sharp.safetensors")
     assert not alone.layers
     assert all(np.array_equal(a, b) for a, b in zip(alone.sharp.layers[0], stack.sharp.layers[0], strict=True))
+    assert main([*options, "--no-sharp", "--sought", "64", "--out", str(tmp_path / "x")]) == BAD_INPUT
+    assert "--sought" in capsys.readouterr().err
     assert main([*options, "--no-smooth", "--no-sharp", "--out", str(tmp_path / "x")]) == BAD_INPUT
     assert main(["heads", "--bundle", str(bundle.path), "--out", str(tmp_path / "x")]) == BAD_INPUT
     assert "needs --labeller" in capsys.readouterr().err

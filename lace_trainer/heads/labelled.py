@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,8 +28,11 @@ from engine.folders import write_atomically
 from engine.reference.noise import normals_many
 from engine.requests import Request
 from engine.sampler import Sampler
+from exporter.export import with_heads
+from exporter.heads import HeadStack
 from lace_trainer.attributes import Attribute
 from lace_trainer.heads.pairs import DTYPES, Labellers, Pairs, check_size, draw_labels, held_back
+from lace_trainer.heads.steered import random_conditions
 
 Progress = Callable[[int, int, str], None]
 
@@ -36,6 +40,7 @@ PSIS = (0.5, 0.7, 1.0)  # truncations at which pairs are held out
 LEAST_PSI = 0.5  # training latents have one from here to 1, evenly
 HELD_OUT = 4000  # pairs for each of PSIS, unless the samples are few
 BATCH = 64
+SOUGHT = 0.5  # confidence of the samples that are sought: where the heads say yes, and may be wrong
 # Seeds of the samples: far from those that users and evaluations choose. A training's own seed chooses the block.
 FIRST_SEED, BLOCK = 2**50, 2**30
 
@@ -181,6 +186,44 @@ def truncations(count: int, held: int, seed: int) -> Array:
     """psi (count + held * len(PSIS),) float32 of all samples."""
     drawn = np.random.default_rng((seed, 3)).uniform(LEAST_PSI, 1.0, count)
     return np.concatenate([drawn, np.repeat(PSIS, held)]).astype(np.float32)
+
+
+def sought_samples(bundle: str | Path, stacks: Sequence[HeadStack], labellers: Labellers, *, count: int, seed: int = 0,
+                   threads: int = 0, progress: Progress | None = None) -> Labelled:
+    """``count`` labelled samples of the posterior of random conditions, by sharp ``stacks`` of ``bundle``'s generator.
+
+    Plain samples hardly ever show what is rare, and of latents that they have not seen heads are sure too early. Where
+    the posterior goes, they learn the most from labels (Lewis, Gale, SIGIR 1994; Ross, Gordon, Bagnell, AISTATS 2011).
+    What a picture shows, given its latent, is the same wherever the latent comes from, so no probability is bent by it.
+    """
+    rng = np.random.default_rng((seed, 4))
+    psi = rng.uniform(LEAST_PSI, 1.0, count).astype(np.float32)
+    ws, opinions = [], []
+    with TemporaryDirectory(prefix="lace-sought-") as folder:
+        steering = with_heads(bundle, stacks, out=Path(folder) / "sought.lace")
+        sampler = Sampler(steering, threads=threads, solver="posterior", confidence=SOUGHT)
+        conditions = random_conditions(list(steering.attributes.values()), count, rng)
+        for start in range(0, count, BATCH):
+            requests = [Request(condition, seed=FIRST_SEED + (seed + 1) * BLOCK - 1 - start - i, truncation=float(p))
+                        for i, (condition, p) in enumerate(zip(conditions[start : start + BATCH],
+                                                               psi[start : start + BATCH], strict=True))]
+            samples = sampler.sample(requests)
+            ws.append(np.stack([s.w for s in samples]))
+            opinions.append(labellers.opinions(np.stack([s.image for s in samples if s.image is not None])))
+            if progress:
+                progress(start + len(samples), count, "seeking and labelling")
+    found = np.concatenate(opinions, axis=1).astype(np.float32)
+    return Labelled(np.concatenate(ws), psi, share_of_votes(found, labellers.attributes, labellers.spans),
+                    found.mean(axis=0), labellers.attributes, 0, len(labellers.members))
+
+
+def joined(plain: Labelled, sought: Labelled) -> Labelled:
+    """Both together; what is held out is of ``plain`` alone, so that heads are judged on what the prior draws."""
+    sought = sought.select([attribute.name for attribute in plain.attributes])
+    w, psi, votes, likely = (np.concatenate([getattr(sought, name), getattr(plain, name)])
+                             for name in ("w", "psi", "votes", "likely"))
+    return replace(plain, w=w, psi=psi, votes=votes, likely=likely,
+                   source=plain.source | {"sought": plain.source.get("sought", 0) + len(sought.w)})
 
 
 def look(source: Source, labellers: Labellers, psi: Array, first: int,
