@@ -49,6 +49,7 @@ class Starts:
         self.bundle, self.flows, self.posterior, self.is_strict = bundle, flows, posterior, is_strict
         self.logic, self.temperature, self.guidance, self.truncation = logic, temperature, guidance, truncation
         self.tapes: dict[tuple[Condition | None, Space | None, float], Tape] = {}
+        self.granted: dict[tuple, Condition | None] = {}  # by a map's name and its targets
         self.lower(None)  # refuse a bad logic at once
 
     def start(self, request: Request) -> Start:
@@ -102,7 +103,12 @@ class Starts:
         if request.oneshot is None:
             return request
         record = self.oneshot(request)
-        condition = wish_of(record).condition(request.targets or {})
+        key = record.name, tuple((request.targets or {}).items())
+        condition = self.granted.get(key)
+        if condition is None:  # reading a text takes longer than the map
+            if len(self.granted) >= TAPES:
+                self.granted.clear()
+            condition = self.granted[key] = wish_of(record).condition(request.targets or {})
         label = record.label if self.bundle.generator.labels else None
         return Request(condition, seed=request.seed, truncation=record.truncation, label=label,
                        confidence=record.confidence, guidance=record.guidance)
@@ -139,6 +145,9 @@ class Starts:
     def polish(self, request: Request) -> Polish:
         """What measures the rows of a one-pass map. Raises RequestError where its heads cannot be read."""
         record = self.oneshot(request)
+        if record.even and request.polish:
+            raise RequestError(f"the one-pass map {record.name!r} makes {' and '.join(record.even)} even, which the "
+                               "posterior that polish leads to is not: leave polish out")
         if (why_not := self.refusal(self.plain(request))) is not None:
             raise RequestError(f"the one-pass map {record.name!r} cannot be used, because {why_not}")
         return Polish(record.confidence, record.guidance, int(request.polish or 0))

@@ -46,7 +46,7 @@ from lace_trainer import judges
 if TYPE_CHECKING:
     from lace_evaluation.runner import Eyes
 
-GOAL, ALL, POSTERIOR = "goal", "all", "posterior"
+GOAL, ALL, POSTERIOR, ONESHOT = "goal", "all", "posterior", "oneshot"
 COUNT, SUITE_COUNT = 256, 192
 CHOICES = (GOAL, *SUITES, ALL)
 EPILOG = f"""suites:
@@ -57,7 +57,8 @@ EPILOG = f"""suites:
   logic        AND, OR, NOT, nested, bounds: product logic and the paper's
   solvers      accuracy, energy and distance from a converged solution against evaluations
   posterior    samples against the plain samples that satisfy a condition; needs sharp heads
-  all          all but goal; posterior only with sharp heads
+  oneshot      one-pass maps against exact samples and the flow; trains six, of minutes each
+  all          all but goal and oneshot; posterior only with sharp heads
 A run of the suites that was stopped goes on where it was when it is started again with the same options.
 A missed goal is a result, not an error: it is told and the exit code is 0. With --compare the exit code is 1 if a
 metric of the second report is worse by more than chance.
@@ -167,10 +168,11 @@ def run_suites(options: argparse.Namespace) -> int:
     check_label(opened(options), options.label)
     eyes = open_eyes(options, open_sampler(options))
     is_sharp = all(head.sharp and head.sharp.calibrated for head in opened(options).heads.values())
-    if options.suite == POSTERIOR and not is_sharp:
-        raise UsageError("the suite posterior samples by sharp heads, which this bundle lacks: train them with "
+    if options.suite in (POSTERIOR, ONESHOT) and not is_sharp:
+        raise UsageError(f"the suite {options.suite} needs sharp heads, which this bundle lacks: train them with "
                          "lace-train heads --bundle B --labeller ..., and add them with lace-export --bundle B --add")
-    names = [name for name in SUITES if is_sharp or name != POSTERIOR] if options.suite == ALL else [options.suite]
+    left_out = {ONESHOT} if is_sharp else {ONESHOT, POSTERIOR}
+    names = [name for name in SUITES if name not in left_out] if options.suite == ALL else [options.suite]
     with progress_bar("plain samples and renders") as progress:
         run = runner.run(names, lambda **changes: open_variant(options, **changes), eyes, out, count=options.count,
                          seed=options.seed, label=options.label, progress=progress)
