@@ -125,6 +125,7 @@ class Starts:
             z=latent, space=space, tape=tape if anchor is None else tape.anchored(anchor.logits),
             psi=psi, truncation=truncation, label=self.label(request), seed=int(request.seed),
             solver=solver, wish=self.wish(condition, solver) if isinstance(solver, Posterior | Polish) else EMPTY,
+            candidate=int(request.candidate),
             anchor_z=latent if anchor is None else anchor.z,
             anchor_w=np.zeros(w_dim, np.float32) if anchor is None else anchor.w,
         )
@@ -137,7 +138,7 @@ class Starts:
         why_not = "the sampler takes the flow" if self.posterior is None else self.refusal(request)
         if self.posterior is not None and why_not is None:
             return self.posterior.asked(request.confidence, request.guidance, request.steps)
-        if self.is_strict or request.confidence is not None:
+        if self.is_strict or request.confidence is not None or request.candidate:
             raise RequestError(f"solver 'posterior' cannot serve this request, because {why_not}: choose a solver of "
                                "the flow, such as gauss-newton, which takes a guidance")
         return None if request.steps is None else with_steps(self.flows.solver, int(request.steps))
