@@ -10,6 +10,7 @@
       head.{name}.sharp.onnx   the same of its second stack           } that lie in
       pullback.onnx        z, psi, cotangent on w -> dz               } field.safetensors
       linearise.onnx       mapping, heads and pullback in one call    }
+      oneshot.{name}.onnx  noise [, targets] -> latents of a condition }
       field.safetensors    mapping and heads, gains folded in
       golden.safetensors   answers of the original network, recorded at export
       README.md, LICENSE   for people: not hashed, and never opened
@@ -42,6 +43,7 @@ from engine.manifest import (
     GeneratorFacts,
     Head,
     Manifest,
+    Oneshot,
     Sharp,
     kind_of,
     read_manifest,
@@ -51,7 +53,7 @@ from engine.validation import load_tensors, name_as_in_2, validate
 
 __all__ = [
     "FIELD", "FORMAT", "FOR_PEOPLE", "GOLDEN", "MANIFEST", "NAME", "Attribute", "Bundle", "GeneratorFacts",
-    "Head", "Manifest", "Sharp", "Stack", "save_tensors", "sha256", "write_manifest", "writing",
+    "Head", "Manifest", "Oneshot", "Sharp", "Stack", "save_tensors", "sha256", "write_manifest", "writing",
 ]
 
 FOR_PEOPLE = ("README.md", "LICENSE")
@@ -82,6 +84,7 @@ class Bundle:
         self.manifest, self.field = validate(self.path, manifest, self.places)
         self.attributes = {a.name: a for a in self.manifest.attributes}
         self.heads = {h.name: h for h in self.manifest.heads}
+        self.oneshots = {entry.name: entry for entry in self.manifest.oneshots}
 
     @cached_property
     def stacks(self) -> dict[str, Stack]:
@@ -116,7 +119,8 @@ class Bundle:
         return golden if self.manifest.format[0] >= 2 else name_as_in_2(self.manifest, golden)
 
     def graph(self, name: str) -> Path:
-        """Path of an ONNX graph: 'synthesis', 'mapping', 'pullback', 'linearise', 'head.{name}[.sharp]'."""
+        """Path of an ONNX graph: 'synthesis', 'mapping', 'pullback', 'linearise', 'head.{name}[.sharp]',
+        'oneshot.{name}'."""
         if name not in self.manifest.graphs:
             raise BundleError(f"{self.path} has no graph {name!r}; it has: {', '.join(self.manifest.graphs)}")
         return self.path / self.manifest.graphs[name]["file"]

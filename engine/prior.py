@@ -30,15 +30,15 @@ class Prior(Protocol):
 
     noise_dim: int
 
-    def push(self, noise: Array, psi: Array | float = 1.0) -> Array:
+    def push(self, noise: Array, psi: Array | float) -> Array:
         """noise (rows, noise_dim), standard normal, and truncations (rows, 1) of the draw -> latents (rows, width)."""
         ...
 
-    def pull(self, x: Array, psi: Array | float = 1.0) -> Array:
+    def pull(self, x: Array, psi: Array | float) -> Array:
         """A noise (rows, noise_dim) that gives latents x (rows, width), or nearly so where none does."""
         ...
 
-    def score(self, x: Array, psi: Array | float = 1.0) -> Array:
+    def score(self, x: Array, psi: Array | float) -> Array:
         """Gradient of log p at latents x (rows, width): (rows, width). Langevin dynamics needs it."""
         ...
 
@@ -49,13 +49,13 @@ class StandardNormal:
     def __init__(self, width: int):
         self.noise_dim = width
 
-    def push(self, noise: Array, psi: Array | float = 1.0) -> Array:
+    def push(self, noise: Array, psi: Array | float) -> Array:
         return noise
 
-    def pull(self, x: Array, psi: Array | float = 1.0) -> Array:
+    def pull(self, x: Array, psi: Array | float) -> Array:
         return x
 
-    def score(self, x: Array, psi: Array | float = 1.0) -> Array:
+    def score(self, x: Array, psi: Array | float) -> Array:
         return -x
 
 
@@ -65,16 +65,16 @@ class TruncatedNormal:
     def __init__(self, width: int):
         self.noise_dim = width
 
-    def push(self, noise: Array, psi: Array | float = 1.0) -> Array:
+    def push(self, noise: Array, psi: Array | float) -> Array:
         psi = column(psi, noise)
         return np.where(psi < 1, psi * truncate(noise), noise).astype(noise.dtype, copy=False)
 
-    def pull(self, x: Array, psi: Array | float = 1.0) -> Array:
+    def pull(self, x: Array, psi: Array | float) -> Array:
         psi = column(psi, x)
         inside = x / np.where(psi > 0, psi, 1)
         return np.where(psi < 1, restore(inside), x).astype(x.dtype, copy=False)
 
-    def score(self, x: Array, psi: Array | float = 1.0) -> Array:
+    def score(self, x: Array, psi: Array | float) -> Array:
         """Inside the edges; what Langevin dynamics does outside them is its own."""
         psi = column(psi, x)
         return -x / np.maximum(psi, np.finfo(x.dtype).eps) ** 2

@@ -1,7 +1,7 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
@@ -141,20 +141,26 @@ class Sampler:
         self.check = self.open_check(check, max_decodes)
         self.service = self.new_service()
 
-    def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *, strict: bool = False,
-               check: str | os.PathLike | Check | None = None, max_decodes: int | None = None) -> list[Sample]:
+    def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+               oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
+               strict: bool = False, check: str | os.PathLike | Check | None = None,
+               max_decodes: int | None = None) -> list[Sample]:
         """Solve and decode: one condition for many ``seeds``, or a sequence of Requests.
 
+        oneshot, targets, polish   a one-pass map of the bundle in place of the condition, see Request
         strict   raise SolveError, which lists them, if some rows did not reach the end of the flow
         check, max_decodes   instead of the sampler's
         """
-        tickets = self.tickets(as_requests(wanted, seeds), self.open_check(check, max_decodes) or self.check)
-        return self.render(self.confirmed(tickets, strict))
+        requests = as_requests(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish)
+        return self.render(self.confirmed(self.tickets(requests, self.open_check(check, max_decodes) or self.check),
+                                          strict))
 
     def solve(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+              oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
               strict: bool = False) -> list[Sample]:
         """``sample`` without the pictures."""
-        samples = self.confirmed(self.tickets(as_requests(wanted, seeds), self.check), strict)
+        requests = as_requests(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish)
+        samples = self.confirmed(self.tickets(requests, self.check), strict)
         return [replace(sample, image=None) for sample in samples] if self.check else samples
 
     def open_check(self, check: str | os.PathLike | Check | None, max_decodes: int | None) -> Check | None:
@@ -226,6 +232,7 @@ class Sampler:
         Raises RequestError, ConditionError; SolveError if ``strict`` and some rows did not arrive.
         """
         samples = [samples] if isinstance(samples, Sample) else list(samples)
+        samples = [replace(sample, request=self.starts.plain(sample.request)) for sample in samples]
         wanted = parse(condition) if isinstance(condition, str) else condition
         names = [keep] if isinstance(keep, str) else keep
         return self.render(arrived(self.editor.edit(samples, wanted, method, names, settings), strict))

@@ -31,7 +31,8 @@ HARMLESS = re.compile(
 NUMPY_MAGIC = b"\x93NUMPY"
 SUPPORTED = (
     "what is read: StyleGAN2 and StyleGAN3 of NVIDIA (pickles and state_dicts, TensorFlow's too), of rosinality, of "
-    "BasicSR and inside pSp, e4e, ReStyle and HyperStyle; heads of LACE, of lace-train and of InterFaceGAN"
+    "BasicSR and inside pSp, e4e, ReStyle and HyperStyle; other generators as ONNX files, or with --module; heads of "
+    "LACE, of lace-train and of InterFaceGAN"
 )
 
 

@@ -51,7 +51,7 @@ from lace_trainer import judges
 if TYPE_CHECKING:
     from lace_evaluation.runner import Eyes
 
-GOAL, ALL, POSTERIOR = "goal", "all", "posterior"
+GOAL, ALL, POSTERIOR, ONESHOT = "goal", "all", "posterior", "oneshot"
 EVERYWHERE = ("conditional", "editing", "logic")  # suites that any bundle can be asked
 MEAN_OF, MEAN_SEED = 256, 2**42  # plain samples that say what the mean picture is
 COUNT, SUITE_COUNT = 256, 192
@@ -64,7 +64,8 @@ EPILOG = f"""suites:
   logic        AND, OR, NOT, nested, bounds: product logic and the paper's
   solvers      accuracy, energy and distance from a converged solution against evaluations
   posterior    samples against the plain samples that satisfy a condition; needs sharp heads
-  all          all but goal; posterior only with sharp heads
+  oneshot      one-pass maps against exact samples and the flow; trains six, of minutes each
+  all          all but goal and oneshot; posterior only with sharp heads
 Of a bundle that is not of the demonstration world (with --judge MODEL.onnx): goal, conditional, editing, logic. There
 targets and Fréchet distances are those of plain samples, and identity is the judge's features.
 A run of the suites that was stopped goes on where it was when it is started again with the same options.
@@ -192,10 +193,11 @@ def run_suites(options: argparse.Namespace) -> int:
     check_label(opened(options), options.label)
     eyes = open_eyes(options, open_sampler(options))
     is_sharp = all(head.sharp and head.sharp.calibrated for head in opened(options).heads.values())
-    if options.suite == POSTERIOR and not is_sharp:
-        raise UsageError("the suite posterior samples by sharp heads, which this bundle lacks: train them with "
+    if options.suite in (POSTERIOR, ONESHOT) and not is_sharp:
+        raise UsageError(f"the suite {options.suite} needs sharp heads, which this bundle lacks: train them with "
                          "lace-train heads --bundle B --labeller ..., and add them with lace-export --bundle B --add")
-    names = [name for name in SUITES if is_sharp or name != POSTERIOR] if options.suite == ALL else [options.suite]
+    left_out = {ONESHOT} if is_sharp else {ONESHOT, POSTERIOR}
+    names = [name for name in SUITES if name not in left_out] if options.suite == ALL else [options.suite]
     if not is_rendered(opened(options).attributes):
         names = names if options.suite != ALL else [name for name in names if name in EVERYWHERE]
         if lost := [name for name in names if name not in EVERYWHERE]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from engine.text import code
-from lace_evaluation import OURS, posterior_report
+from lace_evaluation import OURS, oneshot, posterior_report
 from lace_evaluation.conditional import RENDERS
 from lace_evaluation.exceptions import BASELINES, shortfalls
 from lace_evaluation.logic import PRODUCT
@@ -25,7 +25,7 @@ class Goal:
 def goals(suites: Mapping[str, dict]) -> list[dict]:
     """Of the suites that were run, ready for JSON."""
     judges = {"conditional": conditional, "editing": editing, "logic": logic, "solvers": solvers,
-              "posterior": posterior}
+              "posterior": posterior, "oneshot": one_pass}
     return [asdict(goal) for name, judge in judges.items() if suites.get(name) for goal in judge(suites[name])]
 
 
@@ -104,6 +104,11 @@ def solvers(facts: dict) -> Iterator[Goal]:
             f"{v['nearer']:.0%} of {found['reference']['determined']} rows",
             False if not cheap else near, tuple(notes),
         )
+
+
+def one_pass(facts: dict) -> Iterator[Goal]:
+    for text, found, met in oneshot.goals(facts):
+        yield Goal(text, found, met)
 
 
 def posterior(facts: dict) -> Iterator[Goal]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lace_evaluation import OURS, posterior_report
+from lace_evaluation import OURS, oneshot, posterior_report
 from lace_evaluation.conditional import CONVERGED, RENDERS, rows_of
 from lace_evaluation.figures import COLOURS, panels, save
 from lace_evaluation.methods import METHODS
@@ -202,4 +202,4 @@ def trace(ax: Any, found: Mapping[str, Mapping], family: str, key: str, colour: 
 
 
 PLOTS = {"conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers,
-         "posterior": posterior_report.plot}
+         "posterior": posterior_report.plot, "oneshot": oneshot.plot}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from engine.text import code, markdown
-from lace_evaluation import OURS, posterior_report
+from lace_evaluation import OURS, oneshot, posterior_report
 from lace_evaluation.baselines import TRIES
 from lace_evaluation.conditional import RENDERS, rows_of
 from lace_evaluation.goal_report import percent, rows
@@ -233,5 +233,5 @@ def solver_row(label: str, f: Mapping) -> list[str]:
 
 SECTIONS = {
     "conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers,
-    "posterior": posterior_report.section,
+    "posterior": posterior_report.section, "oneshot": oneshot.section,
 }

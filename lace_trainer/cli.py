@@ -13,6 +13,7 @@ from engine.cli.options import seed, threads
 from lace_trainer.gan.cli import add_gan, add_score, score_gan, train_gan
 from lace_trainer.heads import cli as heads
 from lace_trainer.judges import cli as judges
+from lace_trainer.oneshot.cli import add_oneshot, train_oneshot
 
 EXAMPLE = f"""the demonstration bundle from nothing:
   lace-train gan        --data render:40000 --size 64 --pictures 2_000_000 --out runs/gan
@@ -45,13 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
         ("identity", "train an embedding that tells rendered people apart", judges.add_identity),
         ("draw", "draw numbered samples of a bundle, to be labelled", heads.add_draw),
         ("heads", "train attribute heads on w", heads.add_heads),
+        ("oneshot", "fit a one-pass map to a condition's exact samples", add_oneshot),
     ):
         add_options(commands.add_parser(name, parents=[common], help=help_text, **layout))
     return parser
 
 
 RUNS = {"gan": train_gan, "score": score_gan, "classifier": judges.train_classifier,
-        "identity": judges.train_identity, "draw": heads.draw_samples, "heads": heads.train_heads}
+        "identity": judges.train_identity, "draw": heads.draw_samples, "heads": heads.train_heads,
+        "oneshot": train_oneshot}
 WITHOUT_TORCH = ("draw",)
 
 

@@ -17,6 +17,8 @@ from engine.grammar import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+# Pages whose blocks build on each other, commands included.
+TUTORIALS = [ROOT / "docs/your-own-generator.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 COMMANDS = {
     "lace-sample": "engine.cli.sample",
@@ -73,11 +75,30 @@ def test_conditions_of_the_language_reference_parse():
         assert parse(str(parse(line))) == parse(line)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python") and p not in TUTORIALS], ids=named)
 def test_python_of_the_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, block in enumerate(blocks(page, "python")):
         exec(compile(block, f"{page.name}, block {i + 1}", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=named)
+def test_a_tutorial_runs_word_by_word(page, tmp_path, monkeypatch):
+    """Its blocks in their order: what begins with # NAME.py is that file, python runs, and so does each command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text, files = page.read_text(encoding="utf-8"), []
+    for i, (kind, block) in enumerate(re.findall(r"^```(python|sh)\n(.*?)^```$", text, re.M | re.S)):
+        if name := re.match(r"# (\w+)\.py\n", block):
+            (tmp_path / f"{name[1]}.py").write_text(block, encoding="utf-8")
+            files.append(name[1])
+        elif kind == "python":
+            exec(compile(block, f"{page.name}, block {i + 1}", "exec"), {"__name__": "page"})
+        else:
+            for program, *arguments in map(shlex.split, block.splitlines()):
+                assert importlib.import_module(COMMANDS[program]).main(arguments) == 0, block
+    for name in files:
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=named)

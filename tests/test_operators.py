@@ -92,7 +92,7 @@ def model_of(op: str, tensors: dict, attributes: dict, shape: list) -> tuple[onn
     values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
               helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     node = helper.make_node(op, ["x", *tensors], ["y"], **attributes)
-    initialisers = [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items()]
+    initialisers = [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items() if name]
     graph = helper.make_graph([node], "g", values[:1], values[1:], initialisers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -125,6 +125,18 @@ def weights(*shape: int) -> np.ndarray:
         ("MatMul", {"w": weights(5, 4, 7)}, {}, ["n", 1, 2, 4]),
         ("Mul", {"w": weights(5, 1, 7)}, {}, ["n", 1, 4, 7]),
         ("Expand", {"s": [3, 1, 1]}, {}, [1, 4]),
+        ("Resize", {"": None, "s": np.array([1, 1, 2, 1.5], np.float32)}, {"mode": "linear"}, ["n", 4, 5, 7]),
+        ("MaxPool", {}, {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}, ["n", 4, 9, 8]),
+        ("AveragePool", {}, {"kernel_shape": [2, 2], "dilations": [2, 1]}, ["n", 4, 9, 8]),
+        ("Pad", {"p": [0, 0, 1, 2, 0, 0, 3, 0]}, {"mode": "reflect"}, ["n", 4, 9, 8]),
+        ("ReduceMean", {"a": [2, 3]}, {"keepdims": 0}, ["n", 4, 5, 6]),
+        ("Softmax", {}, {"axis": 1}, ["n", 4, 5]),
+        ("BatchNormalization", {name: weights(4) for name in "sbmv"}, {}, ["n", 4, 5, 6]),
+        ("InstanceNormalization", {name: weights(4) for name in "sb"}, {}, ["n", 4, 5, 6]),
+        ("LayerNormalization", {name: weights(5, 6) for name in "sb"}, {"axis": -2}, ["n", 4, 5, 6]),
+        ("PRelu", {"s": weights(4, 1, 1)}, {}, ["n", 4, 5, 6]),
+        ("Max", {"a": weights(6), "b": weights(5, 1)}, {}, ["n", 5, 6]),
+        *((op, {}, {}, ["n", 4]) for op in ("Tanh", "Sigmoid", "Relu", "Softplus", "Elu", "Erf", "HardSwish", "Cos")),
     ],
 )
 def test_the_shape_of_each_operator_is_the_one_that_onnx_says(op, tensors, attributes, shape):
@@ -150,6 +162,33 @@ def test_work_is_bounded():
 
 
 # --- rewriting -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "tensors", "attributes", "shape"),
+    [
+        ("Resize", {"": None, "s": np.array([1, 2, 2, 2], np.float32)}, {}, ["n", 4, 5, 7]),  # channels
+        ("Resize", {"": None, "s": np.array([1, 1, 1e9, 2], np.float32)}, {}, ["n", 4, 5, 7]),
+        ("Pad", {"p": [1, 0, 0, 0]}, {}, ["n", 4]),  # rows
+        ("Pad", {"p": [0, 0, 0, -1]}, {}, ["n", 4]),
+        ("MaxPool", {}, {"kernel_shape": [9, 9]}, ["n", 4, 5, 5]),
+        ("MaxPool", {}, {"kernel_shape": [2, 2], "ceil_mode": 1}, ["n", 4, 5, 5]),
+        ("BatchNormalization", {name: weights(5) for name in "sbmv"}, {}, ["n", 4, 5, 6]),
+        ("LayerNormalization", {"s": weights(5)}, {}, ["n", 4, 6]),
+        ("Softmax", {}, {"axis": 3}, ["n", 4]),
+        ("ReduceMean", {"a": [4]}, {}, ["n", 4, 5]),
+    ],
+)
+def test_operators_that_do_not_fit_or_give_other_rows_are_refused(op, tensors, attributes, shape):
+    tensors = {name: np.array(value, np.int64) if isinstance(value, list) else value for name, value in tensors.items()}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    initialisers = [numpy_helper.from_array(array, name) for name, array in tensors.items() if name]
+    graph = helper.make_graph([helper.make_node(op, ["x", *tensors], ["y"], **attributes)], "g", values[:1], values[1:],
+                              initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with pytest.raises(Malformed):
+        Shapes(parse_model(model.SerializeToString()), {"x": tuple(shape)}, most=1 << 20, work=1 << 30,
+               weight=lambda tensor: None)
 
 
 @pytest.mark.parametrize("name", ["linearise", "pullback", "head.hat"])

@@ -1,6 +1,7 @@
 """Plain generators, as others write them: DCGAN, BigGAN with classes, the decoder of a VAE; ONNX files and modules."""
 
 import json
+import random
 import warnings
 from pathlib import Path
 
@@ -12,17 +13,19 @@ from onnx import TensorProto, helper, numpy_helper
 from engine import CheckpointError, Request, Sampler
 from engine.bundle import Bundle
 from engine.cli import info, sample, verify
-from engine.onnx_file import parse_model
+from engine.onnx_file import Malformed, parse_model
 from engine.operators import Shapes
 from engine.runtimes.onnxruntime import open_session
 from engine.verify import check_bundle
-from exporter import cli, export
+from exporter import add_parts, cli, export
 from exporter.generators.onnx_folding import as_dims, fold
 from exporter.generators.onnx_operators import free_sizes
-from exporter.generators.plain import guess, layout_of, parts_of
+from exporter.generators.onnx_rows import Rows
+from exporter.generators.plain import guess, layout_of, parts_of, rewrite
 from exporter.generators.plain_loading import Wishes, load_plain
 from exporter.generators.plain_onnx import network_of_onnx
 from exporter.generators.plain_torch import network_of_module
+from tests import tiny
 from tests.strangers import DCGAN, BigGAN, Decoder, Learned, made
 
 ROWS = "rows"
@@ -210,7 +213,8 @@ def test_a_generator_that_is_not_in_evaluation_mode_is_refused(tmp_path):
     picture = helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 3, 2, 2])
     nodes = [helper.make_node("Reshape", ["z", "shape"], ["x"]), helper.make_node("ReduceMean", ["x", "axes"], ["m"]),
              helper.make_node("Sub", ["x", "m"], ["p"])]
-    weights = [numpy_helper.from_array(np.array([-1, 3, 2, 2]), "shape"), numpy_helper.from_array(np.array([0]), "axes")]
+    sizes, axes = np.array([-1, 3, 2, 2]), np.array([0])
+    weights = [numpy_helper.from_array(sizes, "shape"), numpy_helper.from_array(axes, "axes")]
     path = save_graph(tmp_path, nodes, [z], [picture], weights)
     with pytest.raises(CheckpointError, match=r"depends on the others of its batch"):
         parts_of(network_of_onnx(path), "g")
@@ -448,3 +452,49 @@ def test_weights_beside_the_file_are_read(tmp_path):
     parts = parts_of(network_of_onnx(dense(external("w.bin"), tmp_path)), "g")
     assert parts.synthesis.resolution == 2
     assert not any(tensor.external_data for tensor in parts.synthesis.graph.graph.initializer)
+
+
+@pytest.mark.parametrize("runtime", ["native", "onnxruntime", "openvino"])
+def test_heads_on_z_and_on_w_serve_a_conditional_plain_generator(bundles, runtime, tmp_path):
+    """Their golden answers pass, a condition is obeyed, an edit keeps the class."""
+    stacks = [tiny.stack("smile", {"smile": 2}, dim=23), tiny.stack("shape", {"shape": 3}, dim=18, space="z")]
+    bundle = add_parts(bundles["biggan"], stacks, out=tmp_path / "heads.lace")
+    assert all(check.passed for check in check_bundle(bundle, runtime))
+    sampler = Sampler(bundle, runtime=runtime, guidance=20)
+    found = sampler.solve([Request("smile=c1 & shape=c2", seed=seed, label=seed % 5) for seed in range(6)])
+    assert [sample.logits["smile"].argmax() for sample in found] == [1] * 6
+    edited = sampler.edit(found, "smile=c0")
+    for before, after in zip(found, edited, strict=True):
+        assert after.logits["smile"][0] > before.logits["smile"][0]
+        np.testing.assert_array_equal(after.w[18:], before.w[18:])
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "biggan", "vae"])
+def test_tensorrt_rtx_compiles_the_graph_of_a_plain_generator(bundles, kind):
+    """Ahead of time, which needs no GPU: every operator that the rewriting leaves is one that it parses."""
+    pytest.importorskip("tensorrt_rtx")
+    from engine.runtimes.compiling import build
+    from tests.test_tensorrt import plan
+
+    assert len(build(plan(), bundles[kind].graph("synthesis"))) > 10_000
+
+
+@pytest.mark.parametrize(("kind", "opset", "batch"), [("biggan", 17, 1), ("vae", 11, None), ("dcgan", 9, 1)])
+@pytest.mark.parametrize("count", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_damaged_onnx_file_is_a_checkpoint_error_or_is_read(kind, opset, batch, count, tmp_path):
+    """Bytes changed, removed and put in, most of them where the nodes are; up to where ONNX Runtime would see it."""
+    source, read = write_onnx(kind, tmp_path / "g.onnx", opset=opset, batch=batch).read_bytes(), 0
+    for seed in range(count):
+        rng, data = random.Random(seed), bytearray(source)
+        for _ in range(rng.choice((1, 1, 2, 4, 16))):
+            place = rng.randrange(len(data) if rng.random() < 0.4 else min(len(data), 3000))
+            more, gone = rng.randbytes(rng.randrange(1, 20)), rng.choice((1, 1, rng.randrange(20)))
+            data[place : place + gone] = more[: rng.choice((0, 1, len(more)))]
+        (tmp_path / "f.onnx").write_bytes(data)
+        try:
+            found = network_of_onnx(tmp_path / "f.onnx")
+            rewrite(found, Rows(18, found.frozen))
+            read += 1
+        except (CheckpointError, Malformed):
+            pass
+    assert 0 < read < count  # some changes do not matter, and most do

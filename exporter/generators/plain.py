@@ -16,8 +16,9 @@ from numpy import ndarray as Array
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from engine.errors import CheckpointError
+from engine.errors import BackendError, CheckpointError
 from engine.manifest import LARGEST, WIDEST
+from engine.onnx_file import Malformed
 from engine.operators import Shape
 from exporter.generators import Facts, Parts
 from exporter.generators.onnx_folding import ROWS
@@ -131,11 +132,14 @@ class Picture:
 def parts_of(network: Network, name: str, values: str | None = None) -> Parts:
     """Raises CheckpointError.  values: one of RANGES, None to find out from samples."""
     rows = Rows(next(entry.version for entry in network.model.opset_import), network.frozen)
-    raw = rewrite(network, rows)
-    layout = layout_of(rows.shape(raw))
-    found, remarks = sample(network, values)
-    picture = Picture(*layout, found)
-    synthesis = PlainSynthesis(network, finish(rows, raw, picture), picture)
+    try:
+        raw = rewrite(network, rows)
+        layout = layout_of(rows.shape(raw))
+        found, remarks = sample(network, values)
+        picture = Picture(*layout, found)
+        synthesis = PlainSynthesis(network, finish(rows, raw, picture), picture)
+    except (Malformed, BackendError) as error:
+        raise CheckpointError(f"cannot use {name}: {error}") from error
     mapping, latent = PlainMapping(network.latent).eval(), network.latent
     facts = Facts(name, "plain", latent.width, mapping.w_dim, latent.classes, 1, picture.side, picture.channels,
                   network.source, normalise=False, truncation=1.0)

@@ -124,7 +124,12 @@ def run_by_onnxruntime(model: onnx.ModelProto, z: onnx.ValueInfoProto, label: on
             chosen = np.eye(latent.classes)[labels] if latent.class_input == ONE_HOT else labels
             shape = (-1, 1) if latent.class_input == INTEGER and len(dims_of(label)) == 2 else chosen.shape
             feeds[label.name] = chosen.reshape(shape).astype(dtype_of(label))
-        return in_batches(lambda part: sessions[0].run([output], part)[0], feeds, frozen).astype(np.float32)
+        try:
+            found = in_batches(lambda part: sessions[0].run([output], part)[0], feeds, frozen)
+        except Exception as error:  # onnxruntime raises many private types
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"ONNX Runtime cannot run the file ({reason}): export it again") from error
+        return found.astype(np.float32)
 
     return run
 

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable
 
-INSTEAD = "use a StyleGAN2 or StyleGAN3 generator of the same kind of pictures"
+INSTEAD = ("give an ONNX file of it that leads from z to a picture, or its class with --module "
+           "(docs/your-own-generator.md)")
 STYLEGAN_XL = ("a StyleGAN-XL generator: it embeds classes by a pre-trained network and has a centre of truncation for "
                "each class")
 EG3D = "an EG3D generator: it renders a volume and needs a camera for each picture, beside its latent"
@@ -44,5 +45,5 @@ def search(table: dict[str, str], names: Iterable[str]) -> str | None:
     names = list(names)
     for pattern, what in table.items():
         if any(re.fullmatch(pattern, name[:200]) for name in names):
-            return f"this is {what}. It is not supported: {INSTEAD}"
+            return f"this is {what}. Its files are not read as they are: {INSTEAD}"
     return None
