@@ -323,3 +323,35 @@ def test_few_and_one_sided_labels_are_said():
 def test_sources_of_labels_that_do_not_fit_are_refused(tmp_path, arguments, capsys):
     assert main(["heads", *arguments, "--out", str(tmp_path / "x")]) == BAD_INPUT
     assert capsys.readouterr().err.count("\n") <= 3
+
+
+@pytest.mark.slow
+def test_the_40_attributes_of_celeba_go_all_the_way_with_defaults(tmp_path, bundle, capsys):
+    """classifier, heads, export, sample, edit."""
+    from engine.cli.edit import main as edit
+    from engine.cli.sample import main as sample
+    from exporter.cli import main as export
+
+    rng, photos = np.random.default_rng(0), tmp_path / "photos"
+    photos.mkdir()
+    names = [f"{i}_o_Clock" if i < 2 else f"Attribute_{i}" for i in range(40)]
+    planes, lines = rng.normal(size=(40, 3)), []
+    for i in range(200):
+        colour = rng.uniform(40, 215, 3)
+        pixels = np.clip(colour + rng.normal(0, 12, (32, 32, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(photos / f"{i:06d}.png")
+        said = np.where((colour - 127) @ planes.T > 0, 1, -1)
+        lines.append(f"{i:06d}.png " + " ".join(map(str, said)))
+    (photos / "list_attr_celeba.txt").write_text(f"200\n{' '.join(names)}\n" + "\n".join(lines) + "\n")
+    assert main(["classifier", "--data", str(photos), "--table", str(photos / "list_attr_celeba.txt"), "--size", "32",
+                 "--threads", "1", "--out", str(tmp_path / "celeba.safetensors")]) == OK
+    labelled = ["--bundle", str(bundle.path), "--labeller", str(tmp_path / "celeba.onnx"), "--samples", "2000"]
+    assert main(["heads", *labelled, "--threads", "1", "--out", str(tmp_path / "heads")]) == OK
+    parts = [str(path) for path in sorted((tmp_path / "heads").glob("*.safetensors"))]
+    assert len(parts) == 40
+    assert export(["--bundle", str(bundle.path), "--add", *parts, "--out", str(tmp_path / "new.lace")]) == OK
+    assert sample([str(tmp_path / "new.lace"), "Attribute_7 & ~_0_o_Clock", "--count", "4", "--threads", "1",
+                   "--out", str(tmp_path / "out")]) == OK
+    assert edit([str(tmp_path / "new.lace"), "--seed", "1", "Attribute_9", "~Attribute_12", "--threads", "1",
+                 "--out", str(tmp_path / "edited")]) == OK
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 4

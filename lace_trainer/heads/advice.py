@@ -27,7 +27,7 @@ CONFIDENCE = 0.9
 FEW_LABELS, FEW_OF_CLASS, ONE_SIDED = 1000, 100, 0.02
 READABLE = 0.3  # of the errors of a guess, the part that a head must avoid
 AGREES = 0.85
-MOST_ECE = 0.025
+MOST_ECE, ECE_ROWS = 0.025, 2000  # of fewer samples, chance alone makes that much
 RARE = 1e-3  # of plain samples: fewer than that are hardly found
 MOST_GAP, COUNTED = 0.05, 50  # between what is promised and what holds, where so many rows say it
 YES, PARTLY, NO = "yes", "partly", "no"
@@ -40,7 +40,7 @@ class Report:
     accuracy   of the head;  guess: of the most frequent class, or of the median
     mirrored   the labeller's with itself on mirrored pictures, None where nobody was asked
     sides      classes that exchange places in the mirror
-    labels     that it was trained on;  shares: of the classes among them
+    labels     that it was trained on;  shares: of the classes among them;  samples: that say all this
     sure       of each class, the share of held-out samples of which the head says more than 0.9
     promised, kept   the mean of what it says of those, and how many of them are so labelled; None without any
     worth      offering: yes, partly (some classes), no;  warnings: why, and what to do
@@ -55,6 +55,7 @@ class Report:
     ece: float | None
     temperature: float | None
     labels: int
+    samples: int
     shares: Mapping[str, float]
     sure: Mapping[str, float]
     promised: float | None
@@ -96,7 +97,7 @@ def of_class(calibration: Calibration, classes: Sequence[str], logits: Array, vo
     return Report(
         calibration.name, "class", float(votes[rows, likeliest].mean()), float(votes.mean(axis=0).max()),
         mirror and mirror.rate, mirror.sides if mirror else (), float(np.mean(list(calibration.ece.values()))),
-        calibration.temperature, len(training), dict(zip(classes, shares.tolist(), strict=True)),
+        calibration.temperature, len(training), len(p), dict(zip(classes, shares.tolist(), strict=True)),
         {name: float((p[:, k] > CONFIDENCE).mean()) for k, name in enumerate(classes)},
         float(p[rows, likeliest][is_sure].mean()) if is_sure.any() else None,
         float(votes[rows, likeliest][is_sure].mean()) if is_sure.sum() >= COUNTED else None,
@@ -108,7 +109,7 @@ def of_value(calibration: Calibration, classes: Sequence[str], logits: Array, vo
              mirror: Agreement | None) -> Report:
     error, spread = np.abs(logits - votes).mean(), np.abs(votes - np.median(training)).mean()
     return Report(calibration.name, "value", float(1 - error), float(1 - spread), mirror and mirror.rate,
-                  mirror.sides if mirror else (), None, None, len(training), {}, {}, None, None)
+                  mirror.sides if mirror else (), None, None, len(training), len(votes), {}, {}, None, None)
 
 
 def judge(report: Report) -> Report:
@@ -150,7 +151,7 @@ def head_warnings(report: Report) -> list[str]:
     if report.temperature is not None and report.temperature > WARN:
         said.append(f"it promised too much (temperature {report.temperature:.2f}), for its labels are noisy: try "
                     "--dropout 0.3, fewer --sharp-epochs, or more samples")
-    if report.ece is not None and report.ece > MOST_ECE:
+    if report.ece is not None and report.ece > MOST_ECE and report.samples >= ECE_ROWS:
         said.append(f"its probabilities are off by {report.ece:.3f} on average: more samples, or --dropout 0.3")
     if report.kept is not None and report.promised - report.kept > MOST_GAP:  # type: ignore[operator]
         said.append(f"where it promises {report.promised:.2f}, only {report.kept:.2f} holds: do not rely on it")
