@@ -10,6 +10,7 @@
       head.{name}.sharp.onnx   the same of its second stack           } that lie in
       pullback.onnx        z, psi, cotangent on w -> dz               } field.safetensors
       linearise.onnx       mapping, heads and pullback in one call    }
+      oneshot.{name}.onnx  noise [, targets] -> latents of a condition }
       field.safetensors    mapping and heads, gains folded in
       golden.safetensors   answers of the original network, recorded at export
       README.md, LICENSE   for people: not hashed, and never opened
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from engine.components import Components, measure_components
 from engine.errors import BundleError
 from engine.folders import recover, writing_folder
 from engine.manifest import (
@@ -41,6 +43,7 @@ from engine.manifest import (
     GeneratorFacts,
     Head,
     Manifest,
+    Oneshot,
     Sharp,
     kind_of,
     read_manifest,
@@ -50,7 +53,7 @@ from engine.validation import load_tensors, name_as_in_2, validate
 
 __all__ = [
     "FIELD", "FORMAT", "FOR_PEOPLE", "GOLDEN", "MANIFEST", "NAME", "Attribute", "Bundle", "GeneratorFacts",
-    "Head", "Manifest", "Sharp", "Stack", "save_tensors", "sha256", "write_manifest", "writing",
+    "Head", "Manifest", "Oneshot", "Sharp", "Stack", "save_tensors", "sha256", "write_manifest", "writing",
 ]
 
 FOR_PEOPLE = ("README.md", "LICENSE")
@@ -81,6 +84,7 @@ class Bundle:
         self.manifest, self.field = validate(self.path, manifest, self.places)
         self.attributes = {a.name: a for a in self.manifest.attributes}
         self.heads = {h.name: h for h in self.manifest.heads}
+        self.oneshots = {entry.name: entry for entry in self.manifest.oneshots}
 
     @cached_property
     def stacks(self) -> dict[str, Stack]:
@@ -98,6 +102,11 @@ class Bundle:
         """The spaces in which a flow may run, by name."""
         return spaces_of(self.generator)
 
+    @cached_property
+    def components(self) -> Components:
+        """The principal components of W, measured at the first use."""
+        return measure_components(self.field, self.generator)
+
     @property
     def is_linked(self) -> bool:
         """Whether its weights are reached through a symbolic link, as in the cache of the Hugging Face Hub."""
@@ -110,7 +119,8 @@ class Bundle:
         return golden if self.manifest.format[0] >= 2 else name_as_in_2(self.manifest, golden)
 
     def graph(self, name: str) -> Path:
-        """Path of an ONNX graph: 'synthesis', 'mapping', 'pullback', 'linearise', 'head.{name}[.sharp]'."""
+        """Path of an ONNX graph: 'synthesis', 'mapping', 'pullback', 'linearise', 'head.{name}[.sharp]',
+        'oneshot.{name}'."""
         if name not in self.manifest.graphs:
             raise BundleError(f"{self.path} has no graph {name!r}; it has: {', '.join(self.manifest.graphs)}")
         return self.path / self.manifest.graphs[name]["file"]

@@ -13,6 +13,10 @@ class CheckpointError(LaceError):
     """A checkpoint is unsafe, damaged or of an unknown kind."""
 
 
+class ClassifierError(LaceError):
+    """An image classifier or its spec is missing, unsafe, or does not fit."""
+
+
 class ConditionError(LaceError):
     """A condition cannot be parsed, or does not fit the bundle's attributes."""
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.errors import BundleError
-from engine.manifest import FIELD, GeneratorFacts, Manifest
+from engine.manifest import FIELD, GeneratorFacts, Manifest, Oneshot
 from engine.onnx_file import FLOAT, INT64, Malformed, Tensor, Value, read_model
 from engine.operators import Shape, Shapes
 from engine.text import visible
@@ -86,6 +86,12 @@ def synthesis(manifest: Manifest) -> Signature:
     return Signature(inputs, floats(image=(ROWS, facts.img_channels, facts.resolution, facts.resolution)))
 
 
+def oneshot(manifest: Manifest, entry: Oneshot) -> Signature:
+    width = manifest.generator.z_dim
+    targets = floats(targets=(ROWS, len(entry.targets))) if entry.targets else {}
+    return Signature(floats(noise=(ROWS, width)) | targets, floats(latent=(ROWS, width)))
+
+
 SIGNATURES: dict[str, Callable[[Manifest], Signature]] = {
     "mapping": mapping, "pullback": pullback, "linearise": linearise, "synthesis": synthesis,
 }
@@ -98,6 +104,8 @@ def signatures(manifest: Manifest) -> dict[str, Callable[[], Signature]]:
         found[f"head.{entry.name}"] = partial(head, manifest, entry.widths)
         if entry.sharp:
             found[f"head.{entry.name}.sharp"] = partial(head, manifest, entry.sharp.widths)
+    for record in manifest.oneshots:
+        found[f"oneshot.{record.name}"] = partial(oneshot, manifest, record)
     return dict(found)
 
 

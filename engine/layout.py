@@ -7,11 +7,12 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine import sources
+from engine.reference.probability import CRISP
 from engine.reference.tape import JOINS, LEAVES
 
 PRECISIONS = ("fp32", "tf32", "fp16")
 ALIGNMENT = 32  # padded widths are multiples of it: one step along k of the widest operand, and the widest tile
-OPCODES = (*LEAVES, *JOINS, "weight", "not")
+OPCODES = (*LEAVES, *CRISP, *JOINS, "weight", "not")
 SCALARS = {"int": np.int32, "double": np.float64, "unsigned long long": np.uint64}
 POINTER = np.uint64
 
@@ -46,7 +47,7 @@ def pack(program: tuple) -> Array:
     stack: list[int] = []
     for i, (name, *places) in enumerate(program):
         left = count = position = 0
-        if name in LEAVES:
+        if name in LEAVES or name in CRISP:
             left, *between, position = places
             count = between[0] if between else 1
         elif name in JOINS:

@@ -22,11 +22,13 @@ HASH = re.compile(r"[0-9a-f]{64}\Z")
 
 # Kinds of files. ``prior``, ``oneshot`` and ``flow`` are followed by a name, ``head`` by a name and perhaps "sharp".
 # Those that no part of this version writes are reserved, and not opened.
-GRAPHS = ("synthesis", "mapping", "pullback", "linearise", "head")
-RESERVED = ("vjp", "moments", "prior", "oneshot", "flow", "encoder")
+SINGLE = ("synthesis", "mapping", "pullback", "linearise")
+GRAPHS = (*SINGLE, "head", "oneshot")
+RESERVED = ("vjp", "moments", "prior", "flow", "encoder")
 
 WIDEST, LARGEST, MOST_LAYERS = 1 << 16, 1 << 12, 64
 MOST_HEADS, MOST_CLASSES, MOST_LABELS = 1 << 10, 1 << 12, 1 << 17
+MOST_ONESHOTS, MOST_BLOCKS, MOST_CONDITION = 1 << 10, 16, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,34 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Oneshot:
+    """A network that turns noise of the prior into latents of one condition, in one pass.
+
+    condition      its text; a statement whose target is chosen at run time ends with '=?'
+    targets        the ranges of these, by attribute, in the order of the network's inputs
+    truncation, label      of the w that it reads, and so of all that it makes; label 0 where there are no classes
+    confidence, guidance   of the posterior that it was fitted to: one of the two
+    blocks         widths of each residual block's dense layers: z, w and targets ..., z
+    measured       distances from exact samples that it was not fitted to, by name
+    """
+
+    name: str
+    condition: str
+    blocks: tuple[tuple[int, ...], ...]
+    truncation: float
+    targets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    label: int = 0
+    confidence: float | None = None
+    guidance: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not NAME.match(self.name):
+            raise BundleError(f"oneshot name {self.name!r:.120} is not an identifier (letters, digits, _)")
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What manifest.json says. ``format``: major and minor version of the file that it was read from."""
 
@@ -148,6 +178,7 @@ class Manifest:
     attributes: tuple[Attribute, ...]
     graphs: Mapping[str, Mapping]
     provenance: Mapping = field(default_factory=dict)
+    oneshots: tuple[Oneshot, ...] = ()
     format: tuple[int, int] = FORMAT
 
     def to_json(self, files: Mapping[str, Mapping]) -> str:
@@ -192,10 +223,15 @@ def truth(value: Any, where: str) -> bool:
     return value
 
 
-def text(value: Any, where: str) -> str:
-    if type(value) is not str or len(value) > 200 or not value.isprintable():
-        raise wrong(where, value, "a text of at most 200 printable characters")
+def text(value: Any, where: str, most: int = 200) -> str:
+    if type(value) is not str or len(value) > most or not value.isprintable():
+        raise wrong(where, value, f"a text of at most {most} printable characters")
     return value
+
+
+def sentence(value: Any, where: str) -> str:
+    """A condition's text."""
+    return text(value, where, MOST_CONDITION)
 
 
 def table(value: Any, where: str) -> dict:
@@ -266,6 +302,12 @@ ATTRIBUTE: dict[str, Reader] = {
     "layers": optional(many(whole(0, 1023), 0, 1024)), "provenance": table,
     "tolerance": optional(real(0, 1e9, above=True)),
 }
+ONESHOT: dict[str, Reader] = {
+    "name": text, "condition": sentence, "blocks": many(widths, 1, MOST_BLOCKS), "truncation": real(-1e6, 1e6),
+    "targets": by_name(many(number, 2, 2)), "label": whole(0, MOST_LABELS),
+    "confidence": optional(real(0, 1, above=True)), "guidance": optional(real(0, 1e9, above=True)),
+    "measured": by_name(number), "provenance": table,
+}
 GRAPH: dict[str, Reader] = {
     "file": text, "precision": one_of("fp32", "fp16", "bf16"), "noise": one_of("const", "none", "input"),
     "lowering": text, "opset": whole(1, 1000), "nodes": whole(0, 1 << 32), "parameters": whole(0, 1 << 48),
@@ -306,6 +348,7 @@ def build_manifest(body: dict, version: tuple[int, int]) -> tuple[Manifest, dict
         "heads": many(record(Head, HEAD, ("name", "space", "widths")), 0, MOST_HEADS),
         "attributes": many(record(Attribute, ATTRIBUTE, ("name", "kind", "head", "columns")), 0, MOST_HEADS),
         "graphs": by_name(record(dict, GRAPH, ("file",))),
+        "oneshots": many(record(Oneshot, ONESHOT, ("name", "condition", "blocks", "truncation")), 0, MOST_ONESHOTS),
         "provenance": table,
         "files": by_name(record(dict, FILE, ("bytes", "sha256", "kind") if is_new else ("bytes", "sha256"))),
     }
@@ -337,7 +380,8 @@ def check_files_named(manifest: Manifest, files: Mapping[str, Mapping]) -> None:
     """Every file is one that this version knows, under its own name, with one record."""
     named = {head.name for head in manifest.heads}
     sharp = {head.name for head in manifest.heads if head.sharp}
-    graphs = {*GRAPHS[:-1], *(f"head.{name}" for name in named), *(f"head.{name}.sharp" for name in sharp)}
+    graphs = {*SINGLE, *(f"head.{name}" for name in named), *(f"head.{name}.sharp" for name in sharp)}
+    graphs |= {f"oneshot.{entry.name}" for entry in manifest.oneshots}
     for name, graph in manifest.graphs.items():
         if name not in graphs:
             why = "is reserved for a later version" if name.partition(".")[0] in RESERVED else "is unknown"
@@ -356,7 +400,8 @@ def check_files_named(manifest: Manifest, files: Mapping[str, Mapping]) -> None:
 def check_records(manifest: Manifest) -> None:
     """Generator, heads and attributes fit into each other."""
     g, heads = manifest.generator, {head.name: head for head in manifest.heads}
-    for what, entries in (("heads", manifest.heads), ("attributes", manifest.attributes)):
+    for what, entries in (("heads", manifest.heads), ("attributes", manifest.attributes),
+                          ("oneshots", manifest.oneshots)):
         if len({entry.name for entry in entries}) < len(entries):
             raise BundleError(f"two {what} have the same name")
     if manifest.format[0] >= 2 and not g.mapping_layers and (g.z_dim >= g.w_dim if g.labels else g.z_dim != g.w_dim):
@@ -375,9 +420,31 @@ def check_records(manifest: Manifest) -> None:
             raise BundleError(f"attribute {attribute.name!r} does not fit its head {head.name!r}")
         if attribute.range[0] > attribute.range[1] or len(set(attribute.classes)) < len(attribute.classes):
             raise BundleError(f"attribute {attribute.name!r} has an empty range, or two classes of one name")
+    for entry in manifest.oneshots:
+        check_oneshot(entry, manifest)
     for name in manifest.graphs.get("synthesis", {}).get("noises", {}):
         if not NOISE.match(name):
             raise BundleError(f"the synthesis has the noise input {name!r}; expected names such as noise.3")
+
+
+def check_oneshot(entry: Oneshot, manifest: Manifest) -> None:
+    g, where = manifest.generator, f"oneshot {entry.name!r}"
+    values = {a.name for a in manifest.attributes if a.kind == "value"}
+    if not set(entry.targets) <= values or any(low > high for low, high in entry.targets.values()):
+        raise BundleError(f"{where} has the targets {', '.join(entry.targets):.120}; expected attributes that are "
+                          "values, with their ranges")
+    ends = g.z_dim + g.w_dim + len(entry.targets), g.z_dim
+    for block in entry.blocks:
+        if (block[0], block[-1]) != ends:
+            raise BundleError(f"a block of {where} leads from {block[0]} numbers to {block[-1]}; expected {ends[0]} "
+                              f"and {ends[1]}")
+    if (entry.confidence is None) == (entry.guidance is None):
+        raise BundleError(f"{where} has the confidence {entry.confidence} and the guidance {entry.guidance}; expected "
+                          "one of them")
+    if entry.label >= max(g.labels, 1):
+        raise BundleError(f"{where} has the label {entry.label}; expected 0 to {max(g.labels, 1) - 1}")
+    if manifest.format[0] < 2 or f"oneshot.{entry.name}" not in manifest.graphs:
+        raise BundleError(f"{where} has no graph: export the bundle again")
 
 
 def check_sharp(head: Head, attributes: set[str]) -> None:

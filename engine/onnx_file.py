@@ -141,6 +141,8 @@ def parse_model(data: "bytes | mmap.mmap") -> Model:
 class Reader:
     """Messages of a file. Methods named after a message read what lies from ``start`` to ``end``."""
 
+    unknown = "which our exporter never writes"
+
     def __init__(self, data: "bytes | mmap.mmap"):
         self.data, self.left = data, MOST_FIELDS
         self.entries: dict[bytes, tuple[str, str]] = {}  # read before: all weights say the same location
@@ -156,7 +158,7 @@ class Reader:
             may_repeat = repeats.get(key)
             if not may_repeat:
                 if may_repeat is None or seen >> key & 1:
-                    why = "which our exporter never writes" if may_repeat is None else "twice"
+                    why = self.unknown if may_repeat is None else "twice"
                     raise Malformed(f"a {message.name} has the field {key >> 3} of type {key & 7}, {why}")
                 seen |= 1 << key
             left -= 1

@@ -9,6 +9,7 @@ A dimension is a number, or a symbol: the name of one that stays open ("rows"), 
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from engine.onnx_file import FLOAT, INTEGERS, Graph, Malformed, Model, Node, Tensor
 
@@ -31,11 +32,7 @@ class Shapes:
 
     def __init__(self, model: Model, inputs: Mapping[str, Shape], *, most: int, work: int,
                  weight: Callable[[Tensor], None]):
-        if not OLDEST_OPSET <= model.opsets.get("", 0) <= NEWEST_OPSET or set(model.opsets) != {""}:
-            raise Malformed(f"its operators are of {model.opsets or 'no version'}; expected those of the default "
-                            f"domain, version {OLDEST_OPSET} to {NEWEST_OPSET}")
-        if model.ir_version > NEWEST_IR:
-            raise Malformed(f"its IR version is {model.ir_version}; expected at most {NEWEST_IR}")
+        self.check_versions(model)
         self.model, self.most, self.work, self.weight, self.nodes = model, most, work, weight, MOST_NODES
         self.shapes: dict[str, Shape] = dict(inputs)
         self.values: dict[str, Shape] = {}  # small vectors of integers whose numbers are known
@@ -43,6 +40,16 @@ class Shapes:
         self.bounded: set[Shape] = set()  # shapes that are not too large
         self.own = set(inputs)  # names that this graph gives, and not one around it
         self.run(model.graph)
+
+    def check_versions(self, model: Model) -> None:
+        if not OLDEST_OPSET <= model.opsets.get("", 0) <= NEWEST_OPSET or set(model.opsets) != {""}:
+            raise Malformed(f"its operators are of {model.opsets or 'no version'}; expected those of the default "
+                            f"domain, version {OLDEST_OPSET} to {NEWEST_OPSET}")
+        if model.ir_version > NEWEST_IR:
+            raise Malformed(f"its IR version is {model.ir_version}; expected at most {NEWEST_IR}")
+
+    def operators(self) -> "Mapping[str, Rule]":
+        return OPERATORS
 
     def run(self, graph: Graph) -> None:
         for tensor in graph.initialisers:
@@ -53,7 +60,7 @@ class Shapes:
             self.nodes -= 1
             if self.nodes < 0:
                 raise Malformed(f"it has more than {MOST_NODES} nodes")
-            if node.domain or node.op not in OPERATORS:
+            if node.domain or node.op not in self.operators():
                 raise Malformed(f"it uses the operator {f'{node.domain}.' if node.domain else ''}{node.op}, which no "
                                 "graph of ours has")
             for name in node.inputs:
@@ -79,7 +86,7 @@ class Shapes:
             for name in node.outputs:
                 self.forget(name)
         try:
-            found = OPERATORS[node.op](self, node)
+            found = self.operators()[node.op](self, node)
         except (IndexError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, Malformed):
                 raise
@@ -447,7 +454,8 @@ UNARY = ("Abs", "Cast", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Ge
          "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign",
          "Sqrt", "Tanh")
 
-OPERATORS: dict[str, Callable[[Shapes, Node], Shape | list[Shape]]] = {
+Rule = Callable[[Any, Node], Shape | list[Shape]]
+OPERATORS: dict[str, Rule] = {
     **dict.fromkeys(UNARY, same),
     **dict.fromkeys(("Add", "Div", "Equal", "Greater", "Less", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "Where"),
                     elementwise),

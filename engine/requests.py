@@ -14,6 +14,8 @@ from engine.errors import ConditionError, RequestError
 from engine.grammar import parse
 from engine.reference.noise import SEED_LIMIT
 
+MOST_POLISH = 10_000  # steps: more are asked for by mistake
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
@@ -29,6 +31,9 @@ class Request:
     confidence   of the posterior: the least P(condition)
     steps        fixed steps of the flow, or of the posterior those inside the set
                  All four of this row; None: the sampler's
+    oneshot      a one-pass map of the bundle in place of a condition: it has its own truncation, label and strength
+    targets      by attribute, of the map's statements whose target is open
+    polish       steps that bring what the map makes nearer to the posterior (none)
 
     Raises RequestError, and ConditionError for a condition that cannot be read.
     """
@@ -42,8 +47,12 @@ class Request:
     guidance: float | None = None
     steps: int | None = None
     confidence: float | None = None
+    oneshot: str | None = None
+    targets: Mapping[str, float] | None = None
+    polish: int | None = None
 
     def __post_init__(self):
+        self.check_oneshot()
         if isinstance(self.condition, str):
             object.__setattr__(self, "condition", parse(self.condition))
         elif not isinstance(self.condition, Condition | None):
@@ -64,6 +73,24 @@ class Request:
             raise RequestError("confidence and guidance both say how sure the heads must be: give one of them")
         if self.steps is not None and not (isinstance(self.steps, numbers.Integral) and self.steps > 0):
             raise RequestError(f"steps {self.steps!r} is not a positive integer")
+
+    def check_oneshot(self) -> None:
+        if self.oneshot is None:
+            if self.targets is not None or self.polish is not None:
+                raise RequestError("targets and polish belong to a one-pass map: give oneshot=NAME too")
+            return
+        others = ("condition", "z", "w", "truncation", "label", "guidance", "steps", "confidence")
+        if given := [name for name in others if getattr(self, name) is not None]:
+            raise RequestError(f"the one-pass map {self.oneshot!r} has a {given[0]} of its own: leave {given[0]} out, "
+                               "or leave out oneshot")
+        if not isinstance(self.oneshot, str):
+            raise RequestError(f"oneshot {self.oneshot!r} is not the name of a one-pass map")
+        polish = 0 if self.polish is None else self.polish
+        if not isinstance(polish, numbers.Integral) or not 0 <= polish <= MOST_POLISH:
+            raise RequestError(f"polish {self.polish!r} is not a number of steps from 0 to {MOST_POLISH}")
+        for name, target in (self.targets or {}).items():
+            if not is_finite(target):
+                raise RequestError(f"the target {name}={target!r} is not a finite number")
 
     @property
     def space(self) -> str:
@@ -97,6 +124,9 @@ class Sample:
     exact, candidates, corrections, acceptance   of the posterior: whether a candidate of the prior was accepted, which
                   is an exact and independent sample; how many were drawn; steps of preconditioned Crank-Nicolson for
                   rows without one, and the share of these that moved the row, None without steps
+    anchor        of an edit by the ladder: the sample with which the chain of edits began
+    changed       of such an edit: the attributes that nobody asked for and that have changed, by the sharp heads: from
+                  what they were in the anchor, or after the edit that had asked for them
     """
 
     request: Request
@@ -115,6 +145,8 @@ class Sample:
     candidates: int = 0
     corrections: int = 0
     acceptance: float | None = None
+    anchor: "Sample | None" = None
+    changed: tuple[str, ...] = ()
 
     @property
     def condition(self) -> Condition | None:
@@ -146,11 +178,15 @@ def is_finite(number: object) -> bool:
 Wanted = Condition | str | None | Request | Sequence[Request]
 
 
-def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None) -> list[Request]:
-    """What ``sample`` was given, as a list: one condition for many seeds, or requests as they are."""
+def as_requests(wanted: Wanted, seeds: Iterable[int] | int | None, *, oneshot: str | None = None,
+                targets: Mapping[str, float] | None = None, polish: int | None = None) -> list[Request]:
+    """What ``sample`` was given, as a list: one condition or map for many seeds, or requests as they are."""
     if isinstance(wanted, Condition | str | None):
         condition = parse(wanted) if isinstance(wanted, str) else wanted
-        return [Request(condition, seed=seed) for seed in listed(seeds)]
+        return [Request(condition, seed=seed, oneshot=oneshot, targets=targets, polish=polish)
+                for seed in listed(seeds)]
+    if oneshot is not None or targets is not None or polish is not None:
+        raise RequestError("oneshot, targets and polish belong to seeds; each Request has its own")
     requests = [wanted] if isinstance(wanted, Request) else list(wanted)
     if seeds is not None:
         raise RequestError("seeds belong to a single condition; each Request has its own seed")

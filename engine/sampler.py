@@ -1,12 +1,13 @@
 """The sampler: requests in, samples out."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy import ndarray as Array
@@ -16,7 +17,7 @@ from engine.bundle import Bundle
 from engine.condition import Condition
 from engine.constants import MOST_THREADS
 from engine.drive import Ticket
-from engine.editing import conjunction, holding, kept_terms
+from engine.editing import Editor, FlowSettings
 from engine.errors import RequestError, SolveError
 from engine.grammar import parse
 from engine.prior import prior_of
@@ -29,7 +30,7 @@ from engine.solvers import Solver, describe, make_solver
 from engine.solvers.gauss_newton import GaussNewton
 from engine.solvers.posterior import FieldWorld, Posterior
 from engine.solving import Flows
-from engine.starts import Anchor, Starts
+from engine.starts import Starts
 
 DEMO = "demo"
 # Limits of what is asked for by mistake: more would only fail later, in the middle of the work.
@@ -64,6 +65,15 @@ def choose(solver: str | Solver | None, given: dict, *, logic: str, confidence: 
         make_solver(solver, **settings)  # refuses settings beside a record
         return solver.flow, solver
     return make_solver("gauss-newton" if solver is None else solver, **settings), None
+
+
+def check(samples: list[Sample], strict: bool) -> list[Sample]:
+    """The samples; if ``strict``, SolveError for rows that did not arrive."""
+    failed = [f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in enumerate(samples) if s.status != Status.DONE]
+    if strict and failed:
+        listed = "; ".join(failed[:8])
+        raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
+    return samples
 
 
 class Sampler:
@@ -120,21 +130,25 @@ class Sampler:
         self.starts = Starts(self.bundle, self.flows, logic=logic, temperature=temperature, guidance=guidance,
                              truncation=g.truncation if truncation is None else truncation,
                              posterior=posterior, is_strict=solver is not None and posterior is not None)
+        self.editor = Editor(self.starts, self.collect, self.measure)
         self.queue_size = queue_size
         self.service = self.new_service()
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+               oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
                strict: bool = False) -> list[Sample]:
         """Solve and decode: one condition for many ``seeds``, or a sequence of Requests.
 
+        oneshot, targets, polish   a one-pass map of the bundle in place of the condition, see Request
         strict   raise SolveError, which lists them, if some rows did not reach the end of the flow
         """
-        return self.render(self.solve(wanted, seeds, strict=strict))
+        return self.render(self.solve(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish, strict=strict))
 
     def solve(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
+              oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
               strict: bool = False) -> list[Sample]:
         """``sample`` without the pictures."""
-        requests = as_requests(wanted, seeds)
+        requests = as_requests(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish)
         starts = self.starts.all(requests)
         return self.collect([Ticket(*pair) for pair in zip(requests, starts, strict=True)], strict)
 
@@ -166,29 +180,22 @@ class Sampler:
     def __exit__(self, kind, *_) -> None:
         self.close(cancel=kind is not None)
 
-    def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *,
-             keep: str | Sequence[str] | None = "*", keep_weight: float = 0.01, near: float | None = 0.04,
-             hold: bool = True, strict: bool = False) -> list[Sample]:
-        """Sequential editing: from each sample's latent, towards ``condition``, holding on to the rest.
+    def edit(self, samples: Sample | Sequence[Sample], condition: Condition | str, *, method: str | None = None,
+             keep: str | Sequence[str] | None = "*", strict: bool = False,
+             **settings: Unpack[FlowSettings]) -> list[Sample]:
+        """Sequential editing: from each sample towards ``condition``, holding on to the rest.
 
-        keep   attributes whose logits stay near the sample's: names, "*" for all that are not mentioned, None
-        near   weight of the distance to the sample in z and w; None leaves it out. The weights are the paper's
-        hold   keep the sample's former targets too, unless the new condition mentions their attributes
-
-        Nie, Vahdat, Anandkumar, NeurIPS 2021, section on sequential editing.
+        method   "ladder": changes as little else as it can, and says what in ``Sample.changed``. Needs calibrated sharp
+                 heads of all that is asked for or kept. "flow": the paper's way, which takes ``settings``; see
+                 ``engine.editing.FlowSettings``. None: the ladder where the bundle can serve it, else the flow
+        keep     attributes that stay as they are: names, "*" for all that the condition does not mention, None
+        Raises RequestError, ConditionError; SolveError if ``strict`` and some rows did not arrive.
         """
         samples = [samples] if isinstance(samples, Sample) else list(samples)
+        samples = [replace(sample, request=self.starts.plain(sample.request)) for sample in samples]
         wanted = parse(condition) if isinstance(condition, str) else condition
-        holders = holding([keep] if isinstance(keep, str) else keep, keep_weight, near)
-        tickets = []
-        for sample, logits in zip(samples, self.measure(samples), strict=True):
-            target = conjunction([wanted, *(kept_terms(sample.condition, wanted) if hold else [])])
-            request = replace(sample.request, condition=target, z=sample.z, w=sample.w if sample.z is None else None)
-            anchor = Anchor(sample.latent, sample.w, logits)
-            (latent,) = self.starts.draw([request])
-            start = self.starts.begin(request, conjunction([target, *holders]), latent, anchor)
-            tickets.append(Ticket(request, start))
-        return self.render(self.collect(tickets, strict))
+        names = [keep] if isinstance(keep, str) else keep
+        return self.render(check(self.editor.edit(samples, wanted, method, names, settings), strict))
 
     def measure(self, samples: Sequence[Sample]) -> list[dict[str, Array]]:
         """Raw logits (C,) of every attribute of the bundle that can be read there, one dictionary per sample."""
@@ -226,19 +233,12 @@ class Sampler:
         """Decode: the same samples with their ``image``."""
         return render(self.runtime.drawing, self.bundle.generator, samples)
 
-    def collect(self, tickets: Sequence[Ticket], strict: bool) -> list[Sample]:
+    def collect(self, tickets: Sequence[Ticket], strict: bool = False) -> list[Sample]:
         """Solve all; their samples in the same order."""
         capacity, waiting = min(self.flows.room, len(tickets)), iter(tickets)
         for _ in self.flows.run(lambda running: islice(waiting, capacity - running), capacity):
             pass
-        samples = [ticket.sample for ticket in tickets if ticket.sample is not None]
-        failed = [
-            f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in enumerate(samples) if s.status != Status.DONE
-        ]
-        if strict and failed:
-            listed = "; ".join(failed[:8])
-            raise SolveError(f"{len(failed)} of {len(samples)} rows did not reach the end of the flow: {listed}")
-        return samples
+        return check([ticket.sample for ticket in tickets if ticket.sample is not None], strict)
 
     def __reduce__(self):
         raise TypeError("a Sampler holds threads and compiled code and cannot be pickled: hand over the bundle's path, "

@@ -45,7 +45,7 @@ class Flows:
         solver = solver or self.solver
         if isinstance(solver, Posterior):
             flow, nearer = (self.solving.solver(own, self.capacity) for own in (solver.flow, solver.nearer))
-            return replace(solver, flow=flow, nearer=nearer)
+            solver = replace(solver, flow=flow, nearer=nearer)
         return self.solving.solver(solver, self.capacity)
 
     @contextmanager

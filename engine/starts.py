@@ -7,9 +7,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Start
-from engine.bundle import Attribute, Bundle
+from engine.bundle import Attribute, Bundle, Oneshot
 from engine.condition import Condition
 from engine.errors import ConditionError, RequestError
+from engine.oneshot import Polish, wish_of
 from engine.prior import split
 from engine.reference.noise import normals_many
 from engine.requests import Request, checked_latent
@@ -57,14 +58,15 @@ class Starts:
     def all(self, requests: Sequence[Request]) -> list[Start]:
         """Of several requests; a bad one is refused before anything is solved."""
         latents = self.draw(requests)
-        return [self.begin(request, request.expression, latent, solver=self.solver(request))
+        return [self.begin(request, self.plain(request).expression, latent, solver=self.solver(request))
                 for request, latent in zip(requests, latents, strict=True)]
 
     def draw(self, requests: Sequence[Request]) -> list[Array]:
-        """Where requests begin: the latent they bring, else the prior's at their seed."""
+        """Where requests begin: the latent they bring, what their map makes, else the prior's; both of their seed."""
         prior, unplaced = self.flows.prior, [r for r in requests if r.latent is None]
         noise = normals_many([r.seed for r in unplaced], [PRIOR_STREAM] * len(unplaced), prior.noise_dim)
-        drawn = iter(prior.push(noise, np.array([self.truncations(r)[0] for r in unplaced])))
+        pushed = prior.push(noise, np.array([self.truncations(r)[0] for r in unplaced]))
+        drawn = iter(self.push_through_maps(unplaced, noise, pushed))
         return [next(drawn) if r.latent is None else checked_latent(r.latent, self.space(r.space).width, r.space)
                 for r in requests]
 
@@ -74,6 +76,36 @@ class Starts:
             raise RequestError("this generator is plain and conditional: its w is z and the class, so that a request "
                                "begins with z= and label=, not with w=")
         return self.bundle.spaces[name]
+
+    def push_through_maps(self, requests: Sequence[Request], noise: Array, latents: Array) -> Array:
+        """The latents, with those of requests for a one-pass map made by it."""
+        for name in dict.fromkeys(r.oneshot for r in requests if r.oneshot is not None):
+            some = [i for i, r in enumerate(requests) if r.oneshot == name]
+            order = self.oneshot(requests[some[0]]).targets
+            for i in some:
+                self.plain(requests[i])  # refuses targets that do not fit
+            targets = np.array([[(requests[i].targets or {})[key] for key in order] for i in some], np.float32)
+            made = self.flows.solving.oneshot(name, noise[some], targets if order else None)
+            latents = np.array(latents, made.dtype)
+            latents[some] = made
+        return latents
+
+    def oneshot(self, request: Request) -> Oneshot:
+        """The record of the map that a request names."""
+        if (found := self.bundle.oneshots.get(request.oneshot or "")) is not None:
+            return found
+        known = ", ".join(self.bundle.oneshots) or "none: lace-train oneshot makes them"
+        raise RequestError(f"{self.bundle.path} has no one-pass map {request.oneshot!r}; it has: {known}")
+
+    def plain(self, request: Request) -> Request:
+        """The request for a posterior that a one-pass map stands for; another one as it is."""
+        if request.oneshot is None:
+            return request
+        record = self.oneshot(request)
+        condition = wish_of(record).condition(request.targets or {})
+        label = record.label if self.bundle.generator.labels else None
+        return Request(condition, seed=request.seed, truncation=record.truncation, label=label,
+                       confidence=record.confidence, guidance=record.guidance)
 
     def begin(self, request: Request, condition: Condition | None, latent: Array,
               anchor: Anchor | None = None, *, solver: Solver | None = None) -> Start:
@@ -86,7 +118,7 @@ class Starts:
         return Start(
             z=latent, space=space, tape=tape if anchor is None else tape.anchored(anchor.logits),
             psi=psi, truncation=truncation, label=self.label(request), seed=int(request.seed),
-            solver=solver, wish=self.wish(condition, solver) if isinstance(solver, Posterior) else EMPTY,
+            solver=solver, wish=self.wish(condition, solver) if isinstance(solver, Posterior | Polish) else EMPTY,
             anchor_z=latent if anchor is None else anchor.z,
             anchor_w=np.zeros(w_dim, np.float32) if anchor is None else anchor.w,
         )
@@ -94,6 +126,8 @@ class Starts:
     def solver(self, request: Request) -> Solver | None:
         """What serves a request; None: the flow as it is. Raises RequestError for what the posterior cannot serve where
         it was named."""
+        if request.oneshot is not None:
+            return self.polish(request)
         why_not = "the sampler takes the flow" if self.posterior is None else self.refusal(request)
         if self.posterior is not None and why_not is None:
             return self.posterior.asked(request.confidence, request.guidance, request.steps)
@@ -101,6 +135,13 @@ class Starts:
             raise RequestError(f"solver 'posterior' cannot serve this request, because {why_not}: choose a solver of "
                                "the flow, such as gauss-newton, which takes a guidance")
         return None if request.steps is None else with_steps(self.flows.solver, int(request.steps))
+
+    def polish(self, request: Request) -> Polish:
+        """What measures the rows of a one-pass map. Raises RequestError where its heads cannot be read."""
+        record = self.oneshot(request)
+        if (why_not := self.refusal(self.plain(request))) is not None:
+            raise RequestError(f"the one-pass map {record.name!r} cannot be used, because {why_not}")
+        return Polish(record.confidence, record.guidance, int(request.polish or 0))
 
     def refusal(self, request: Request) -> str | None:
         """Why the posterior cannot serve a request."""
@@ -125,7 +166,7 @@ class Starts:
             return None if sharp and sharp.calibrated else "calibrated sharp head (lace-train heads --sharp makes one)"
         return None if attribute.tolerance else "tolerance (lace-train heads --sharp measures it)"
 
-    def wish(self, condition: Condition | None, solver: Posterior) -> Tape:
+    def wish(self, condition: Condition | None, solver: Posterior | Polish) -> Tape:
         """The condition as a probability. With a guidance values have their Gaussian energies, else they are true or
         false."""
         if solver.confidence is None:
@@ -144,6 +185,8 @@ class Starts:
 
     def asked(self, request: Request) -> float:
         """The truncation that a request names, or the default."""
+        if request.oneshot is not None:
+            return self.oneshot(request).truncation
         return self.truncation if request.truncation is None else request.truncation
 
     def psi(self, request: Request) -> float:
@@ -160,6 +203,8 @@ class Starts:
 
     def label(self, request: Request) -> int:
         labels = self.bundle.generator.labels
+        if request.oneshot is not None:
+            return self.oneshot(request).label
         if request.label is None:
             if labels and self.space(request.space).is_mapped:
                 raise RequestError(f"this generator is conditional: give each Request a label in 0..{labels - 1}")

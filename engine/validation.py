@@ -60,6 +60,9 @@ def field_layout(manifest: Manifest) -> Layout:
         layout |= stack_layout(f"head.{head.name}", head.widths)
         if head.sharp:
             layout |= stack_layout(f"head.{head.name}.sharp", head.sharp.widths)
+    for entry in manifest.oneshots:
+        for i, widths in enumerate(entry.blocks):
+            layout |= stack_layout(f"oneshot.{entry.name}.{i}", widths)
     return layout
 
 
@@ -74,6 +77,10 @@ def golden_layout(manifest: Manifest, rows: int) -> Layout:
             logits = head.widths[-1]
             layout[f"{name}.logits"] = (rows, logits), "F32"
             layout[f"{name}.gradient"] = (rows, logits, g.z_dim), "F32"
+    for entry in manifest.oneshots:
+        layout[f"oneshot.{entry.name}.latent"] = (rows, g.z_dim), "F32"
+        if entry.targets:
+            layout[f"oneshot.{entry.name}.targets"] = (rows, len(entry.targets)), "F32"
     return layout | picture_layout(manifest, rows, "synthesis.")
 
 

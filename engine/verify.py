@@ -11,7 +11,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from engine.bundle import Bundle
-from engine.errors import BackendError, BundleError
+from engine.errors import BackendError, BundleError, RequestError
 from engine.runtimes import Drawing, Linearise, Runtime, open_runtime
 from engine.validation import averaged_side
 
@@ -121,6 +121,19 @@ def check_field(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
                     yield from check_attribute(label, logits[:, columns], gradients[:, columns], answers, used)
 
 
+def check_oneshots(bundle: Bundle, runtime: Runtime) -> Iterator[Check]:
+    """The latents that one-pass maps make of the stored noise."""
+    golden, solving = bundle.golden, runtime.solving
+    for name in bundle.oneshots:
+        where, limit = f"oneshot.{name}", FIELD_ERROR[solving.jacobian if solving.jacobian != "bf16" else "fp32"]
+        try:
+            latent = solving.oneshot(name, golden["z"], golden.get(f"{where}.targets"))
+        except RequestError as error:
+            yield not_checked(where, limit, str(error))
+            continue
+        yield at_most(where, relative(latent, golden[f"{where}.latent"]), limit)
+
+
 def linearise_head(linearise: Linearise, head: str, logits: int, z: Array, psi: Array,
                    golden: Mapping[str, Array]) -> tuple[Array, Array]:
     """A head's logits (rows, C) and their gradients (rows, C, z_dim) by the one call for both."""
@@ -192,6 +205,7 @@ def check_bundle(bundle: Bundle, runtime: str | Runtime = "auto", *, parts: Sequ
     checks: list[Check] = []
     if "field" in parts:
         checks.extend(check_field(bundle, opened))
+        checks.extend(check_oneshots(bundle, opened))
     if "synthesis" in parts:
         checks.extend(check_synthesis(bundle, opened.drawing))
     return checks

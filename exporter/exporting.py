@@ -34,6 +34,7 @@ from engine.bundle import (
 )
 from engine.errors import BundleError
 from engine.reference.answers import twin_answers
+from engine.reference.oneshot import golden_answers as golden_oneshot
 from engine.sampler import find_bundle
 from engine.verify import PARTS, Check
 from exporter.card import write_card
@@ -54,7 +55,8 @@ from exporter.generators.plain import write_plain
 from exporter.generators.plain_loading import Wishes, is_onnx_file, load_plain
 from exporter.generators.stylegan2 import LOWERINGS
 from exporter.golden import golden_answers
-from exporter.heads import read_labels
+from exporter.heads import HeadStack, read_labels
+from exporter.oneshots import OneshotPart, check_oneshots, refuse_stale
 from exporter.parity import check_module, examine, record, refuse
 from exporter.parts import read_part, sharpen, split_stacks
 from exporter.synthesis_graph import NOISES, PRECISIONS, export_synthesis
@@ -185,13 +187,15 @@ def add_parts(bundle, parts: Sequence, *, out: str | PathLike, labels: str | Pat
         raise BundleError("there is nothing to add: pass --add with the files of one or more parts")
     if target.exists() and target.resolve() == opened.path.resolve():
         raise BundleError(f"{target} is the bundle itself, which is never changed: choose another --out")
-    stacks = read_stacks(parts, labels, opened.field["mapping.w_avg"])
-    return add_stacks(opened, stacks, target, overwrite, provenance or {}, guidance, progress)
+    read = read_stacks(parts, labels, opened.field["mapping.w_avg"])
+    maps = [part for part in read if isinstance(part, OneshotPart)]
+    stacks = [part for part in read if not isinstance(part, OneshotPart)]
+    return add_stacks(opened, stacks, target, overwrite, provenance or {}, guidance, progress, maps)
 
 
 def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, provenance: dict, guidance: float | None,
-               progress: Say) -> Bundle:
-    """The same generator with more heads. The synthesis is copied: its hash vouches for it."""
+               progress: Say, maps: Sequence[OneshotPart] = ()) -> Bundle:
+    """The same generator with more heads and one-pass maps. The synthesis is copied: its hash vouches for it."""
     old = bundle.manifest
     if "synthesis" not in old.graphs:
         raise BundleError(f"{bundle.path} has no synthesis, so its exam cannot be repeated: export the generator again")
@@ -200,24 +204,30 @@ def add_stacks(bundle: Bundle, stacks: list, target: Path, overwrite: bool, prov
     check_heads(added, facts, known=set(bundle.attributes))
     heads, attributes = records(added, facts)
     heads, attributes = sharpen(old.heads + heads, old.attributes + attributes, sharpened)
+    check_oneshots(maps, bundle)
+    refuse_stale(bundle, {a.name for stack in sharpened.values() for a in stack.attributes})
     kept, golden = without(bundle.field, sharpened), without(bundle.golden, sharpened)
     tensors = kept | head_tensors(added) | sharp_tensors(sharpened)
+    tensors |= {key: tensor for part in maps for key, tensor in part.field.items()}
     new = {stack.name for stack in added} | {f"{s.name}.sharp" for s in added if s.sharp}
     new |= {f"{name}.sharp" for name in sharpened}
     manifest = replace(old, generator=facts, heads=heads, attributes=attributes,
+                       oneshots=(*old.oneshots, *(part.record for part in maps)),
                        provenance={**old.provenance, **provenance})
     with writing(target, overwrite=overwrite) as folder:
         progress("field graphs")
         save_tensors(folder / FIELD, tensors)
-        graphs = write_field_graphs(folder, facts, manifest.heads)
+        graphs = write_field_graphs(folder, facts, manifest.heads, manifest.oneshots)
         manifest = replace(manifest, graphs={"synthesis": old.graphs["synthesis"], **graphs})
         shutil.copyfile(bundle.graph("synthesis"), folder / "synthesis.onnx")
         for name in FOR_PEOPLE:
             if (bundle.path / name).is_file() and not (bundle.path / name).is_symlink():
                 shutil.copyfile(bundle.path / name, folder / name)
         progress("golden answers")
-        save_tensors(folder / GOLDEN, golden | twin_answers(tensors, manifest.heads, new, golden,
-                                                            normalise=facts.normalise))
+        answers = golden | twin_answers(tensors, manifest.heads, new, golden, normalise=facts.normalise)
+        for part in maps:
+            answers |= golden_oneshot(tensors, part.record, answers["z"], normalise=facts.normalise)
+        save_tensors(folder / GOLDEN, answers)
         finish(folder, target.name, manifest, progress, parts=("field",))
     return Bundle(target)
 
@@ -229,17 +239,18 @@ def without(tensors: Mapping[str, Array], sharpened: Collection[str]) -> dict[st
 
 
 def with_heads(bundle, stacks: Sequence, *, out: str | PathLike) -> Bundle:
-    """Write the bundle ``out``: the generator of ``bundle`` with these heads and no others.
+    """Write the bundle ``out``: the generator of ``bundle`` with these heads and nothing else.
 
     A sharp stack that comes alone serves the flow too.
     """
     bare = copy.copy(find_bundle(bundle))
 
     def others(tensors: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(("head.", "oneshot."))}
 
     bare.golden, bare.field = others(bare.golden), others(bare.field)
-    bare.manifest, bare.heads, bare.attributes = replace(bare.manifest, heads=(), attributes=()), {}, {}
+    bare.manifest = replace(bare.manifest, heads=(), attributes=(), oneshots=())
+    bare.heads, bare.attributes = {}, {}
     whole = [stack if stack.layers else replace(stack, layers=stack.sharp.layers) for stack in stacks]
     return add_stacks(bare, whole, Path(out), False, {}, None, lambda phase: None)
 
@@ -283,8 +294,9 @@ def refuse_options(options: dict) -> None:
 def read_stacks(heads: Sequence, labels: str | Path | None, centre: Array) -> list:
     """HeadStacks, from paths where they are paths. ``centre``: the generator's mean w."""
     wishes = read_labels(labels)
-    stacks = [head if hasattr(head, "layers") else read_part(head, labels=wishes, centre=centre) for head in heads]
-    known = [attribute.name for stack in stacks for attribute in stack.attributes]
+    stacks = [head if isinstance(head, HeadStack | OneshotPart) else read_part(head, labels=wishes, centre=centre)
+              for head in heads]
+    known = [attribute.name for stack in stacks if not isinstance(stack, OneshotPart) for attribute in stack.attributes]
     for name in wishes:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.bundle import FIELD, GeneratorFacts, Head
+from engine.bundle import FIELD, GeneratorFacts, Head, Oneshot
 
 OPSET = 18
 IR_VERSION = 10
@@ -172,14 +172,14 @@ def latent(graph: Graph, facts: GeneratorFacts) -> tuple[str, str, str | None]:
     return z, psi, graph.input("label", (ROWS,), TensorProto.INT64) if facts.labels else None
 
 
-def mapping_nodes(graph: Graph, x: str, psi: str, label: str | None, w: str) -> list[str]:
+def mapping_nodes(graph: Graph, x: str, psi: str, label: str | None, w: str, *, prefix: str = "hidden") -> list[str]:
     """Normalised x -> truncated ``w``; returns the hidden activations. Without layers x itself is truncated."""
     if label:
         embedded = graph.node("Gather", graph.weight("mapping.embedding"), label, axis=0)
         x = graph.node("Concat", x, embedded, axis=1)
     average, hidden = graph.weight("mapping.w_avg"), []
     for i in range(depth(graph, "mapping")):
-        x = graph.node("LeakyRelu", dense(graph, x, f"mapping.{i}"), alpha=SLOPE, out=f"hidden.{i}")
+        x = graph.node("LeakyRelu", dense(graph, x, f"mapping.{i}"), alpha=SLOPE, out=f"{prefix}.{i}")
         hidden.append(x)
     graph.node("Add", average, graph.node("Mul", psi, graph.node("Sub", x, average)), out=w)
     return hidden
@@ -301,13 +301,43 @@ def slopes_of_all(graph: Graph, head: Head, x: str, seeds: str, logits: str) -> 
     return graph.node("Expand", slopes, size, out=out)
 
 
-def write_field_graphs(folder: Path, facts: GeneratorFacts, heads: Sequence[Head]) -> dict[str, dict]:
+def oneshot_graph(file: Path, facts: GeneratorFacts, entry: Oneshot) -> Graph:
+    """noise (rows, z_dim) [, targets (rows, T)] -> latent (rows, z_dim): engine.reference.oneshot."""
+    graph = Graph(f"oneshot.{entry.name}", file)
+    x = graph.input("noise", (ROWS, facts.z_dim))
+    targets = [graph.input("targets", (ROWS, len(entry.targets)))] if entry.targets else []
+    psi, label = scalar(graph, "psi", entry.truncation), None
+    if facts.labels:  # the same of every row: the rows' own zeros, and the class
+        zeros = graph.node("Cast", graph.node("Mul", first_column(graph, x), scalar(graph, "nothing", 0.0)),
+                           to=TensorProto.INT64)
+        label = graph.node("Add", zeros, graph.constant("class", np.array(entry.label, np.int64)))
+    for i, widths in enumerate(entry.blocks):
+        unit, _ = normalised(graph, facts, x)
+        w, moved = f"w.{i}", f"moved.{i}"
+        mapping_nodes(graph, unit, psi, label, w, prefix=f"hidden.{i}")
+        seen = graph.node("Concat", x, w, *targets, axis=1)
+        for j in range(len(widths) - 1):
+            seen = graph.node("Mul", seen, graph.node("Sigmoid", seen)) if j else seen
+            seen = dense(graph, seen, f"oneshot.{entry.name}.{i}.{j}", moved if j == len(widths) - 2 else None)
+        is_last = i == len(entry.blocks) - 1
+        x = graph.node("Add", x, moved, out=graph.output("latent", (ROWS, facts.z_dim)) if is_last else None)
+    return graph
+
+
+def first_column(graph: Graph, x: str) -> str:
+    """(rows, n) -> (rows,)."""
+    return graph.node("Gather", x, graph.constant("first", np.array(0, np.int64)), axis=1)
+
+
+def write_field_graphs(folder: Path, facts: GeneratorFacts, heads: Sequence[Head],
+                       oneshots: Sequence[Oneshot] = ()) -> dict[str, dict]:
     """Write the graphs beside the field.safetensors that ``folder`` holds; their entries for the manifest."""
     file = folder / FIELD
     stacks = {head.name: head.widths for head in heads}
     stacks |= {f"{head.name}.sharp": head.sharp.widths for head in heads if head.sharp}
     graphs = [mapping_graph(file, facts), pullback_graph(file, facts), linearise_graph(file, facts, heads),
-              *(head_graph(file, stack, widths) for stack, widths in stacks.items())]
+              *(head_graph(file, stack, widths) for stack, widths in stacks.items()),
+              *(oneshot_graph(file, facts, entry) for entry in oneshots)]
     for graph in graphs:
         graph.save(folder / f"{graph.name}.onnx")
     return {graph.name: {"file": f"{graph.name}.onnx"} for graph in graphs}

@@ -13,9 +13,11 @@ from numpy import ndarray as Array
 
 from engine.bundle import Attribute, Bundle, Head
 from engine.errors import BundleError, CheckpointError
+from exporter import oneshots
 from exporter.archives import safetensors_metadata
 from exporter.contents import rename, sharp_record
 from exporter.heads import METADATA, HeadStack, load_heads
+from exporter.oneshots import OneshotPart, load_oneshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,14 @@ def read_heads(path: Path, labels: Any, centre: Array) -> HeadStack:
     return load_heads(path, labels=labels, centre=centre)
 
 
-KINDS = {"heads": Kind("heads of lace-train, or a head checkpoint of LACE", METADATA, read_heads)}
+def read_oneshot(path: Path, labels: Any, centre: Array) -> OneshotPart:
+    return load_oneshot(path)
+
+
+KINDS = {
+    "heads": Kind("heads of lace-train, or a head checkpoint of LACE", METADATA, read_heads),
+    "oneshot": Kind("a one-pass map of lace-train", oneshots.METADATA, read_oneshot),
+}
 
 
 def kind_of(path: Path) -> Kind:
@@ -48,7 +57,7 @@ def kind_of(path: Path) -> Kind:
     raise CheckpointError(f"{path} is no part that can be added to a bundle: its metadata names none of: {known}")
 
 
-def read_part(path: str | Path, *, labels: Any, centre: Array) -> HeadStack:
+def read_part(path: str | Path, *, labels: Any, centre: Array) -> HeadStack | OneshotPart:
     """labels   what the user says of the logits;  centre: the generator's mean w, which boundaries are measured from"""
     return kind_of(Path(path)).read(Path(path), labels, centre)
 

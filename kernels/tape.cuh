@@ -23,6 +23,7 @@ struct Tape {
     const double* u;
     Value* value;
     int nodes, columns;
+    int is_relaxed;  // of crisp statements: how far they are from true, in place of true or false
 };
 
 EITHER bool is_leaf(Node node) { return node.opcode < LEAVES; }
@@ -57,6 +58,14 @@ EITHER double log_odds(const double* u, int count, int y, double* top, double* s
         if (j != y) total += exp(u[j] - *top);
     *share = 1 / total;
     return u[y] - *top - log(total);
+}
+
+// Of a crisp statement that is so far from true; engine.reference.probability. Nobody asks for its derivatives.
+EITHER void crisp_value(const Tape& tape, double distance, double scale, Value* out) {
+    double x = distance * scale;
+    out->v = distance > 0 ? LOG_FALSE : 0.0;
+    if (tape.is_relaxed) out->v = fmax(-0.5 * x * x, (double)LOG_FALSE);
+    out->a = out->b = 0;
 }
 
 EITHER void leaf_value(const Tape& tape, Node node, Value* out) {
@@ -104,6 +113,8 @@ EITHER void leaf_value(const Tape& tape, Node node, Value* out) {
         out->a *= p[1];
         out->b *= p[1] * p[1];
         break;
+    case OP_INSIDE: crisp_value(tape, fmax(fmax(p[0] - u[0], u[0] - p[1]), 0.0), p[2], out); break;
+    case OP_OUTSIDE: crisp_value(tape, fmax(fmin(u[0] - p[0], p[1] - u[0]), 0.0), p[2], out); break;
     case OP_KEEP:
         out->v = 0;
         for (int j = 0; j < node.count; j++) out->v -= p[0] * (u[j] - p[1 + j]) * (u[j] - p[1 + j]);
@@ -202,6 +213,15 @@ EITHER void node_value(const Tape& tape, int i) {
         out->a = node.opcode == OP_WEIGHT ? tape.parameter[node.position] : NOT_STRENGTH / fmax(fabs(v), NOT_STRENGTH);
         out->v = node.opcode == OP_WEIGHT ? out->a * v : -out->a * v;
     }
+}
+
+// The root's value, and nothing else.
+EITHER double value_of(const Tape& tape) {
+    for (int i = 0; i < tape.nodes; i++) {
+        if (is_leaf(tape.code[i])) leaf_value(tape, tape.code[i], tape.value + i);
+        else node_value(tape, i);
+    }
+    return tape.nodes ? tape.value[tape.nodes - 1].v : 0;
 }
 
 EITHER double gradient_at(const Tape& tape, int first, int last, int column) {
@@ -318,7 +338,7 @@ EITHER void read_tape(const Team& team, const Solve& s, int row) {
     team.sync();
     const Node* code = (const Node*)s.code + (long long)ticket * s.nodes;
     const double* parameter = s.parameter + (long long)ticket * s.parameters;
-    Tape own = {code, parameter, u, (Value*)(u + 2 * s.columns), s.code_length[ticket], columns};
+    Tape own = {code, parameter, u, (Value*)(u + 2 * s.columns), s.code_length[ticket], columns, 0};
     double v = interpret(team, own, s.weights + r * wide, s.curvature + r * wide * wide, u + s.columns);
     if (team.first()) s.trial_logp[row] = v;
 }

@@ -5,39 +5,16 @@ Kynkäänniemi et al., NeurIPS 2019 (precision, recall); Naeem et al., ICML 2020
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray as Array
 
 from engine.bundle import Attribute
-from lace_trainer.judges.metrics import frechet_distance, moments, reaches, squared_distances
+from lace_trainer.judges.metrics import distance, frechet_distance, moments, neighbours
 
-NEIGHBOURS = 5  # of density and coverage, and of precision and recall, so that one set of balls serves all
 SPLITS = 4  # halves of the truth that are drawn for the floors
 RESAMPLES = 200
 LEAST = 40  # pictures of the truth below which nothing is said
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """precision, recall, density, coverage of samples against a truth."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def neighbours(truth: Array, samples: Array, k: int = NEIGHBOURS) -> Neighbours:
-    """Of features (n, d) and (m, d), by balls that reach to the k-th nearest neighbour of the same set."""
-    centre = truth.mean(axis=0)
-    real, fake = (truth - centre).astype(np.float32), (samples - centre).astype(np.float32)
-    distances = squared_distances(real, fake)
-    in_real = distances <= reaches(real, k)[:, None]
-    in_fake = distances <= reaches(fake, k)[None]
-    return Neighbours(float(in_real.any(axis=0).mean()), float(in_fake.any(axis=1).mean()),
-                      float(in_real.sum(axis=0).mean() / k), float(in_real.any(axis=1).mean()))
 
 
 def features_likeness(truth: Array, samples: Array, seed: int = 0) -> dict[str, float]:
@@ -58,16 +35,6 @@ def features_likeness(truth: Array, samples: Array, seed: int = 0) -> dict[str, 
             for name, value in values.items():
                 found.setdefault(name + suffix, []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def distance(kind: str, truth: Array, samples: Array, classes: int) -> float:
-    """Of one attribute's labels: total variation of a class, Kolmogorov-Smirnov of a value."""
-    if kind == "class":
-        shares = [np.bincount(part.astype(int), minlength=classes) / len(part) for part in (truth, samples)]
-        return float(0.5 * np.abs(shares[0] - shares[1]).sum())
-    both = np.sort(np.concatenate([truth, samples]))
-    steps = [np.searchsorted(np.sort(part), both, side="right") / len(part) for part in (truth, samples)]
-    return float(np.abs(steps[0] - steps[1]).max())
 
 
 def labels_likeness(truth: Array, samples: Array, attributes: Mapping[str, Attribute], names: Sequence[str],

@@ -39,7 +39,7 @@ def beside(found: Mapping, name: str, digits: int = 2) -> str:
 
 
 def section(facts: Mapping) -> list[str]:
-    from lace_evaluation.likeness import NEIGHBOURS
+    from lace_trainer.judges.metrics import NEIGHBOURS
 
     lines = ["## Posterior", "", TEXT.strip().format(pool=facts["pool"], neighbours=NEIGHBOURS), ""]
     for group, title in (("classes", "Classes: singles, pairs, triples, OR, NOT, rare ones"),

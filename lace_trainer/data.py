@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,9 +56,21 @@ def folder(directory: Path, size: int, cache: Path) -> Tensor:
     directory = Path(directory)
     if not directory.is_dir():
         raise LaceError(f"there is no folder {directory}; expected render:COUNT (render:40000) or a folder of pictures")
+    return these(directory, picture_files(directory), size, cache)
+
+
+def picture_files(directory: Path) -> list[Path]:
+    """All pictures under a folder, in the order of their names. Raises LaceError if there are none."""
+    if not directory.is_dir():
+        raise LaceError(f"there is no folder {directory}; give a folder that holds pictures")
     files = sorted(p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
         raise LaceError(f"no picture ({', '.join(SUFFIXES)}) under {directory}; give a folder that holds some")
+    return files
+
+
+def these(directory: Path, files: Sequence[Path], size: int, cache: Path) -> Tensor:
+    """Some pictures of a folder, as ``folder`` gives them, in the order of ``files``."""
     key = hashlib.sha256()
     for file in files:
         facts = file.stat()

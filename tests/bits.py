@@ -34,9 +34,10 @@ def answer() -> list[Sample]:
     """The samples of REQUESTS, and four of them edited, the last one from w."""
     with Sampler("demo", solver="gauss-newton", precision="fp32") as sampler:
         samples = sampler.sample(REQUESTS)
-        edited = [sampler.edit(sample, wanted)[0] for sample, wanted in zip(samples[:3], EDITS[:3], strict=True)]
+        edited = [sampler.edit(sample, wanted, method="flow")[0]
+                  for sample, wanted in zip(samples[:3], EDITS[:3], strict=True)]
         from_w = sampler.sample([Request("smile", w=samples[4].w)])
-        return [*samples, *edited, *sampler.edit(from_w, EDITS[3])]
+        return [*samples, *edited, *sampler.edit(from_w, EDITS[3], method="flow")]
 
 
 def tensors(samples: list[Sample]) -> dict[str, np.ndarray]:

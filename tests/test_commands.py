@@ -473,10 +473,11 @@ def test_C9_packages_are_looked_for_before_the_work(tmp_path, capsys, monkeypatc
 
 def test_C9_names_of_attributes_are_checked_before_the_samples(tmp_path, capsys, monkeypatch):
     from lace_trainer.attributes import Attribute
+    from lace_trainer.heads import labellers as module
     from lace_trainer.heads import pairs
 
     labellers = type("Fake", (), {"attributes": (Attribute("smile", "class", ("no", "yes")),)})()
-    monkeypatch.setattr(pairs, "Labellers", lambda _: labellers)
+    monkeypatch.setattr(module, "Labellers", lambda _: labellers)
     monkeypatch.setattr(pairs, "sampled_pairs", lambda *_, **__: pytest.fail("sampled"))
     arguments = ["heads", "--gan", "x", "--labeller", "y", "--attributes", "smlie", "--out", str(tmp_path / "out")]
     assert train_command.main(arguments) == BAD_INPUT

@@ -9,7 +9,7 @@ OWN_GENERATOR = ("engine", "exporter", "lace_trainer.heads", "lace_trainer.gan",
                  "lace_trainer.weights", "lace_trainer.judges", "lace_evaluation.goal", "lace_evaluation.goal_report",
                  "lace_evaluation.questions")
 # The commands import the cartoon world where a user asks for it by name: --data render:COUNT, or no pictures at all.
-COMMANDS = {"lace_trainer.gan.cli"}
+COMMANDS = {"lace_trainer.gan.cli", "lace_trainer.judges.cli"}
 
 
 def is_part_of(name: str, package: str) -> bool:

@@ -67,10 +67,13 @@ def test_runtimes_agree_but_for_rounding(world):
         assert np.mean(same) > 0.9  # a candidate at the very edge may be taken by one and refused by another
 
 
+@pytest.mark.parametrize("strength", [{"confidence": 0.9}, {"guidance": 6.0}], ids=str)
 @pytest.mark.parametrize("settings", [{"capacity": 3}, {"threads": 2}, {"capacity": 1, "threads": 1}], ids=str)
-def test_a_row_does_not_know_its_neighbours(world, settings):
-    expected = Sampler(world, runtime="native", threads=1).solve(requests())
-    sampler = Sampler(world, runtime="native", **{"threads": 1} | settings)
+def test_a_row_does_not_know_its_neighbours(world, settings, strength):
+    """Nor how much its waves try at once, which goes by how many rows are left."""
+    expected = Sampler(world, runtime="native", threads=1, **strength).solve(requests())
+    assert sum(sample.corrections > 0 for sample in expected) >= 6
+    sampler = Sampler(world, runtime="native", **{"threads": 1} | settings | strength)
     assert_same_bits(sampler.solve(requests()), expected)
     assert_same_bits([sampler.solve(request)[0] for request in requests()[::7]], expected[::7])
 

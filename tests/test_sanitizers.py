@@ -16,14 +16,15 @@ from tests.test_native import pytestmark as needs_compiler
 pytestmark = [pytest.mark.slow, needs_compiler]
 VARIANT = "avx2" if set(build.VARIANTS["avx2"][0]) <= KNOWN else "plain"
 ROOT = Path(__file__).parent.parent
-FILES = ["tests/test_native.py", "tests/test_native_doors.py", "tests/test_native_rows.py", "tests/test_overflow.py"]
+FILES = [f"tests/test_{name}.py" for name in
+         ("native", "native_doors", "native_rows", "overflow", "posterior_native", "posterior_solver")]
 # Left out: other variants and what builds them; other processes, which the preloaded runtime would follow; memory that
 # the sanitizers themselves refuse; other runtimes; and a comparison to 1e-4 whose rounding is that of -O3.
 LEFT_OUT = ["variant_is_built", "test_C3", "cannot_run", "bfloat16_is_refused", "leaves_nothing", "sources_goes",
             "fork", "system_refuses", "memory_whole", "onnxruntime", "openvino", "numpy", "kernels_say",
             "infinite_logit_has", "fixed_steps_lead", *(name for name in build.VARIANTS if name != VARIANT)]
 # Threads that race would be seen in any of these; all of the tests would take an hour.
-RACES = ["threads", "any_batch", "disturbs_nobody", "leaves_makes_room", "submitted"]
+RACES = ["threads", "any_batch", "disturbs_nobody", "leaves_makes_room", "submitted", "its_neighbours"]
 KINDS = {
     "address,undefined": ("libasan.so", {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}, []),
     # Python's own locks are not seen, so only what both threads of a report are in this library for is one of ours.

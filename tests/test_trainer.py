@@ -21,8 +21,9 @@ from lace_trainer.gan.config import GanConfig
 from lace_trainer.gan.generator_file import export_generator
 from lace_trainer.gan.loop import train
 from lace_trainer.heads import training as heads
+from lace_trainer.heads.labellers import SURE, Labellers
 from lace_trainer.heads.lace_data import lace_pairs, read_array
-from lace_trainer.heads.pairs import SURE, Labellers, Pairs, sampled_pairs
+from lace_trainer.heads.pairs import Pairs, sampled_pairs
 from lace_trainer.heads.steered import joined, random_conditions, steered_pairs
 from lace_trainer.judges import classifier
 
@@ -214,7 +215,7 @@ def test_several_labellers_give_their_mean_opinion(tiny_classifier, tmp_path):
     pictures = np.random.default_rng(3).integers(0, 256, (2, 16, 16, 3), np.uint8).repeat(2000, axis=0)
     both = Labellers([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
     labels = both.label(pictures, np.random.default_rng(0))
-    outputs = [member.outputs(pictures[[0, -1]]) for member in both.members]
+    outputs = [member.model.outputs(pictures[[0, -1]]) for member in both.members]
     drawn = 0
     for i, (attribute, (low, high)) in enumerate(zip(both.attributes, tiny_classifier.spans, strict=True)):
         opinions = torch.stack([output[:, low:high] for output in outputs])

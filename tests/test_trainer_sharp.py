@@ -14,7 +14,8 @@ from lace_trainer.attributes import Attribute
 from lace_trainer.cli import main
 from lace_trainer.heads import calibration, labelled, sharp
 from lace_trainer.heads.labelled import Labelled, from_pairs, labelled_samples
-from lace_trainer.heads.pairs import Labellers, Pairs
+from lace_trainer.heads.labellers import Labellers
+from lace_trainer.heads.pairs import Pairs
 from lace_trainer.heads.sharp import SharpConfig, train_sharp
 from lace_trainer.judges import classifier
 from tests.evaluation import made_once

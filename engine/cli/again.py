@@ -13,7 +13,8 @@ from engine.pictures import save_png, to_image
 from engine.sampler import DEMO, find_bundle
 from engine.text import to_json
 
-DRAWN_BY_RECIPE = (*SOLVING, "condition", "count", "seed", "nvidia_seed", "z", "w", "label")
+DRAWN_BY_RECIPE = (*SOLVING, "condition", "count", "seed", "nvidia_seed", "z", "w", "label",
+                   "oneshot", "polish", "target")
 
 
 def draw_again(options: argparse.Namespace) -> int:

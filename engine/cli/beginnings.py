@@ -46,7 +46,8 @@ class Beginnings:
             self.at = lambda number: Beginning(nvidia_seed=self.first + number)
         elif options.z or options.w:
             self.read(options.w or options.z, "w" if options.w else "z", bundle, count)
-        check_label(bundle, options.label, in_w=options.w is not None)
+        if getattr(options, "oneshot", None) is None:  # a one-pass map has a label of its own
+            check_label(bundle, options.label, in_w=options.w is not None)
         if self.first + self.count > limit:
             raise UsageError(f"seed + count goes beyond {shown}: choose a smaller seed")
 

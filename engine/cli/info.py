@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         "synthesis": dict(bundle.manifest.graphs.get("synthesis", {})),
         "defaults": {"truncation": g.truncation, **strengths(bundle)},
         "attributes": [attribute_facts(bundle, attribute) for attribute in bundle.attributes.values()],
+        "oneshots": [asdict(entry) for entry in bundle.oneshots.values()],
         "files": sizes,
         "licence": licence(bundle),
         "provenance": {name: value for name, value in provenance.items() if name != "parity"},
@@ -106,6 +108,9 @@ def show(facts: Mapping[str, Any], console: Terminal) -> None:
         console.print(ACCURACY, style="dim")
     else:
         console.say("no attributes: add heads with lace-export --bundle BUNDLE --add FILE ... --out DIR")
+    if facts["oneshots"]:
+        table = new_table("one-pass maps", "name", "condition", "targets", "holds>", "others off by>")
+        console.print(add_rows(table, map(oneshot_row, facts["oneshots"])))
     console.print(add_rows(new_table("files", "file", "size>"),
                            ([name, decimal(size)] for name, size in facts["files"].items())))
     for name, value in facts["provenance"].items():
@@ -117,6 +122,13 @@ def attribute_row(a: Mapping[str, Any]) -> list[str]:
     accuracy = a["accuracy"]
     return [a["name"], known, f"{accuracy:.3f}" if isinstance(accuracy, float) else "not stated", a["space"],
             a["example"]]
+
+
+def oneshot_row(entry: Mapping[str, Any]) -> list[str]:
+    targets = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in entry["targets"].items())
+    measured = [f"{entry['measured'][name]:.3f}" if name in entry["measured"] else "not stated"
+                for name in ("holds", "others")]
+    return [entry["name"], entry["condition"], targets, *measured]
 
 
 def words(value: Any, prefix: str = "") -> Iterator[str]:

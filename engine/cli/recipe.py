@@ -25,7 +25,7 @@ from engine.grammar import parse
 from engine.origin import versions
 from engine.pictures import to_image
 from engine.reference.noise import SEED_LIMIT
-from engine.requests import Request, Sample
+from engine.requests import MOST_POLISH, Request, Sample
 from engine.runtimes import AUTO, RUNTIMES
 from engine.sampler import MOST_ROWS, Sampler
 from engine.solvers import SOLVERS, make_solver, name_and_settings
@@ -39,6 +39,7 @@ PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu1
 MOST_STEPS = 100_000
 MOST_EDITS = 1000
 MOST_TEXT = 10_000
+MOST_TARGETS = 100
 MOST_PIXELS = 2**26
 
 
@@ -111,11 +112,20 @@ def engine_facts(sampler: Sampler, precision: str | None) -> dict:
 
 def request_facts(sample: Sample, sampler: Sampler) -> dict:
     """Condition and settings of a sample's own, as ``Request`` takes them."""
-    condition = None if sample.condition is None else str(sample.condition)
-    return {"condition": condition, "seed": int(sample.seed), "truncation": float(sampler.starts.asked(sample.request)),
+    granted = sampler.starts.plain(sample.request).expression
+    return {"condition": None if granted is None else str(granted), **oneshot_facts(sample.request),
+            "seed": int(sample.seed), "truncation": float(sampler.starts.asked(sample.request)),
             "label": whole_or_none(sample.request.label), "steps": whole_or_none(sample.request.steps),
             "guidance": float_or_none(sample.request.guidance),
             "confidence": float_or_none(sample.request.confidence)}
+
+
+def oneshot_facts(request: Request) -> dict:
+    """The one-pass map that made a sample, if any, as ``Request`` takes it."""
+    if request.oneshot is None:
+        return {}
+    targets = {name: float(target) for name, target in (request.targets or {}).items()}
+    return {"oneshot": request.oneshot, "targets": targets or None, "polish": int(request.polish or 0)}
 
 
 def whole_or_none(number: int | None) -> int | None:
@@ -211,7 +221,19 @@ def checked_request(facts: Any) -> dict:
     if facts["condition"] is not None:
         parse(facts["condition"])
     return {**{name: facts[name] for name in ("condition", "seed", "truncation", "label", "steps", "guidance")},
-            "confidence": sure}
+            "confidence": sure, **checked_oneshot(facts)}
+
+
+def checked_oneshot(facts: Any) -> dict:
+    if facts.get("oneshot") is None:
+        return {}
+    targets = facts["targets"]
+    need(is_text(facts["oneshot"]), "its one-pass map is no text")
+    need(is_whole(facts["polish"], 0, MOST_POLISH), "its polish is out of range")
+    need(targets is None or (isinstance(targets, dict) and len(targets) <= MOST_TARGETS
+                             and all(is_number(value, -1e9, 1e9) for value in targets.values())),
+         "its targets are no table of numbers")
+    return {name: facts[name] for name in ("oneshot", "targets", "polish")}
 
 
 def checked_start(facts: Any) -> Beginning:
@@ -278,7 +300,10 @@ def make_sampler(recipe: Recipe, bundle: Bundle, running: Mapping[str, Any]) -> 
 
 def draw(recipe: Recipe, sampler: Sampler) -> Sample:
     """The picture of a recipe."""
-    request = Request(**recipe.request, **recipe.start.arguments(sampler.bundle.generator.z_dim))
+    # A one-pass map has all else but the seed of its own; the document has it for people.
+    of_map = {name: recipe.request[name] for name in ("seed", "oneshot", "targets", "polish") if name in recipe.request}
+    facts = of_map if "oneshot" in of_map else recipe.request
+    request = Request(**facts, **recipe.start.arguments(sampler.bundle.generator.z_dim))
     sample = sampler.sample([request])[0]
     for edit in recipe.edits:
         sample = sampler.edit(sample, edit.condition, **edit.options)[0]

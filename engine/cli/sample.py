@@ -4,15 +4,25 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.cli.again import draw_again
 from engine.cli.beginnings import Beginnings, add_start_options
 from engine.cli.console import OK, Parser, Terminal, guarded, parse, progress_bar
-from engine.cli.options import UsageError, add_sampler_options, open_sampler, opened, positive
+from engine.cli.options import (
+    SOLVING,
+    UsageError,
+    add_sampler_options,
+    flag,
+    from_zero,
+    given,
+    open_sampler,
+    opened,
+    positive,
+)
 from engine.cli.readings import Tally, notes
 from engine.cli.writing import SAMPLES, TILES, Writer, groups, writing_samples
-from engine.condition import Condition
 from engine.folders import writing_folder
 from engine.grammar import parse as parse_condition
 from engine.requests import Request, Sample
@@ -37,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--again", type=Path, metavar="FILE.png", help="draw a picture of lace-sample or lace-edit again from what it "
         "says of itself, and compare: exit code 1 and what differs unless the bits are the same")
     add("--count", type=positive, metavar="N", help=f"number of pictures ({COUNT}; with --z or --w all of the file)")
+    add("--oneshot", metavar="NAME", help="a one-pass map of the bundle in place of CONDITION; lace-info lists them")
+    add("--polish", type=from_zero, metavar="N", help="steps that bring what a map makes nearer to the posterior (0)")
+    add("--target", nargs="+", metavar="NAME=VALUE", help="of a map's open targets, as age=0.7")
     add_start_options(parser, "of the first; the others follow (0)")
     add("--out", default="out", metavar="DIR", help="folder for the pictures (out)")
     add("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
@@ -46,13 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def stream(sampler: Sampler, condition: Condition | None, beginnings: Beginnings) -> Iterator[Sample]:
-    """Samples as they finish. Memory is bounded: of a chunk no more is under way than the sampler has room for."""
+def stream(sampler: Sampler, first_request: Request, beginnings: Beginnings) -> Iterator[Sample]:
+    """Samples as they finish, of requests like the first one. Memory is bounded: of a chunk no more is under way than
+    the sampler has room for."""
     width = sampler.bundle.generator.z_dim
     for first in range(0, beginnings.count, CHUNK):
         numbers = range(first, min(first + CHUNK, beginnings.count))
         yield from sampler.stream(
-            Request(condition, seed=beginnings.first + n, label=beginnings.label, **beginnings.at(n).arguments(width))
+            replace(first_request, seed=beginnings.first + n, **beginnings.at(n).arguments(width))
             for n in numbers
         )
 
@@ -69,16 +83,44 @@ def write(sampler: Sampler, samples: Iterator[Sample], beginnings: Beginnings, w
             progress(tally.count, beginnings.count, "")
 
 
+def targets_of(options: argparse.Namespace) -> dict[str, float] | None:
+    """--target as a Request takes it. Raises UsageError."""
+    found: dict[str, float] = {}
+    for text in options.target or ():
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--target is {text!r}: expected NAME=VALUE, as age=0.7") from None
+    return found or None
+
+
+def check_oneshot(options: argparse.Namespace) -> None:
+    if options.oneshot is None:
+        for name in given(options, ("polish", "target")):
+            raise UsageError(f"{flag(name)} belongs to a one-pass map: add --oneshot NAME")
+        return
+    if options.condition is not None:
+        raise UsageError(f"the one-pass map {options.oneshot!r} has a condition of its own: leave CONDITION out")
+    for name in given(options, ("z", "w", "nvidia_seed", "label", *SOLVING)):
+        raise UsageError(f"{flag(name)} does not go with --oneshot: a map draws from seeds, with a label and "
+                         "settings of its own")
+
+
 def sample(options: argparse.Namespace) -> int:
     if options.again is not None:
         return draw_again(options)
     if options.bundle is None:
         raise UsageError("give BUNDLE, a folder made by lace-export, or demo; or --again FILE.png")
+    check_oneshot(options)
     console, status = Terminal(), Terminal(stderr=True)
     condition = parse_condition(options.condition) if options.condition else None
     with writing_folder(options.out, marker=SAMPLES, overwrite=options.overwrite, error=UsageError) as folder:
         beginnings = Beginnings(options, opened(options), options.count, COUNT)
         sampler = open_sampler(options)
+        request = Request(condition, label=beginnings.label, oneshot=options.oneshot, polish=options.polish,
+                          targets=targets_of(options))
+        condition = sampler.starts.plain(request).expression
         sampler.starts.lower(condition)  # a typo is found before the first picture
         for note in notes(condition, sampler.bundle.attributes):
             status.say(f"note: {note}", "yellow")
@@ -86,7 +128,7 @@ def sample(options: argparse.Namespace) -> int:
             status.say(repr(sampler))
         tally = Tally(condition, sampler.bundle.attributes)
         with writing_samples(folder, sampler, condition, beginnings, options.precision) as writer:
-            write(sampler, stream(sampler, condition, beginnings), beginnings, writer, tally)
+            write(sampler, stream(sampler, request, beginnings), beginnings, writer, tally)
     if options.json:
         with open(Path(options.out) / SAMPLES, encoding="utf-8") as file:
             shutil.copyfileobj(file, sys.stdout)

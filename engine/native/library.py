@@ -100,6 +100,9 @@ def library(variant: str) -> ctypes.CDLL:
         ("close_rows", None, [c_void_p]),
         ("admit", c_int64, [c_void_p, c_void_p, c_int64, c_void_p]),
         ("advance", c_int64, [c_void_p, c_void_p, c_int64, c_int64, c_int64]),
+        ("open_posterior", c_int64, [c_void_p, c_void_p, c_void_p, opened]),
+        ("close_posterior", None, [c_void_p]),
+        ("walk", c_int64, [c_void_p, c_void_p, c_int64]),
     ):
         function = getattr(found, f"lace_{name}")
         function.restype, function.argtypes = result, arguments

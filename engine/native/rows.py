@@ -12,7 +12,7 @@ from numpy import ndarray as Array
 from engine.constants import Counter
 from engine.errors import RequestError
 from engine.layout import DTYPES
-from engine.native.library import CpuField, address, check, close, fitted, members, open_handle
+from engine.native.library import CpuField, CpuNetwork, address, check, close, fitted, members, open_handle
 
 
 class ColumnTable(ctypes.Structure):
@@ -50,6 +50,29 @@ class Columns:
     minus: Array
 
 
+class Table:
+    """The columns that tapes may read, as the library knows them; a head is packed when a tape first reads it."""
+
+    def __init__(self, network: CpuNetwork, columns: Columns, *, is_w: bool):
+        self.network, count = network, len(columns.head)
+        self.first = fitted("first", columns.first, np.int64, len(columns.heads))
+        self.head = fitted("head", columns.head, np.int64, count)
+        self.column = np.zeros(count, DTYPES["Column"])
+        self.column["plus"], self.column["minus"] = columns.plus, columns.minus
+        self.names = [columns.heads[int(head)] for head in self.head]  # of each column's head
+        self.column["direct"] = [is_w or network.heads[name] for name in self.names]
+        self.stacks = (c_void_p * max(len(columns.heads), 1))()
+        self.record = ColumnTable(len(columns.heads), count, ctypes.addressof(self.stacks), address(self.first),
+                                  address(self.head), address(self.column))
+
+    def tape(self, column: Array, code: Array, parameter: Array) -> TapeRecord:
+        """Of numbers of columns, int32, a program (nodes, 4) and parameters; they must live as long as the record."""
+        for number in column.tolist():
+            if 0 <= number < len(self.names) and not self.stacks[head := int(self.head[number])]:
+                self.stacks[head] = ctypes.addressof(self.network.head(self.names[number]))
+        return TapeRecord(len(column), len(code), len(parameter), address(column), address(code), address(parameter))
+
+
 class CpuRows:
     """Rows of a batch on their way along the flow. One call at a time.
 
@@ -60,16 +83,7 @@ class CpuRows:
 
     def __init__(self, field: CpuField, columns: Columns, settings: Mapping[str, float], *, is_w: bool):
         self.field, self.network, self.columns = field, field.network, columns
-        record, reads_z, count = self.network.record, self.network.heads, len(columns.head)
-        self.first = fitted("first", columns.first, np.int64, len(columns.heads))
-        self.head = fitted("head", columns.head, np.int64, count)
-        self.column = np.zeros(count, DTYPES["Column"])
-        self.column["plus"], self.column["minus"] = columns.plus, columns.minus
-        self.names = [columns.heads[int(head)] for head in self.head]  # of each column's head
-        self.column["direct"] = [is_w or reads_z[name] for name in self.names]
-        self.stacks = (c_void_p * max(len(columns.heads), 1))()
-        self.table = ColumnTable(len(columns.heads), count, ctypes.addressof(self.stacks), address(self.first),
-                                 address(self.head), address(self.column))
+        record, self.table = self.network.record, Table(self.network, columns, is_w=is_w)
         like = np.zeros((), DTYPES["Solve"])
         self.width = record.w_dim if is_w else record.z_dim
         sizes = {"capacity": 1, "width": self.width, "w_dim": record.w_dim, "w_stride": record.w_dim, "in_w": is_w,
@@ -77,7 +91,7 @@ class CpuRows:
         for name, value in {**settings, **sizes}.items():
             like[name] = value
         library = self.network.library
-        self.handle = open_handle(library.lace_open_rows, "the rows of a solve", field.handle, byref(self.table),
+        self.handle = open_handle(library.lace_open_rows, "the rows of a solve", field.handle, byref(self.table.record),
                                   address(like))
         finalize(self, close, library.lace_close_rows, self.handle, field).atexit = False
         self.slots, self.held = Slots(), ()
@@ -102,10 +116,7 @@ class CpuRows:
         """Rows that begin, with one tape: numbers of its columns, its program as engine.layout.pack gives it."""
         column, parameter = np.ascontiguousarray(column, np.int32), np.ascontiguousarray(parameter, np.float64)
         code = fitted("code", code, np.int32, len(code), 4)
-        for number in column.tolist():
-            if 0 <= number < len(self.names) and not self.stacks[head := int(self.head[number])]:
-                self.stacks[head] = ctypes.addressof(self.network.head(self.names[number]))
-        tape = TapeRecord(len(column), len(code), len(parameter), address(column), address(code), address(parameter))
+        tape = self.table.tape(column, code, parameter)
         for slot in slots:
             self.check(self.network.library.lace_admit(self.handle, byref(self.slots), slot, byref(tape)))
 

@@ -21,8 +21,9 @@ rows.
 Cotter, Roberts, Stuart, White, "MCMC methods for functions", Statistical Science 2013 (preconditioned Crank-Nicolson).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Protocol
 
 import numpy as np
@@ -153,20 +154,21 @@ def heat(step: Array, highest: float) -> Array:
 # --- the rows -----------------------------------------------------------------------------------------------------
 
 
-def sample(world: World, seeds: Sequence[int], settings: Settings, *, wave: int = 16) -> Ends:
+def sample(world: World, seeds: Sequence[int], settings: Settings, *, waves: Sequence[int] = (16,)) -> Ends:
     """One sample for each seed; row i asks what ``world`` knows as its row i.
 
-    wave   candidates of a row that are evaluated at a time. It decides the cost and nothing else
+    waves   candidates of a row that are evaluated at a time, first, then, and so on; the last number comes again. They
+            decide the cost and nothing else
     """
     n, d = len(seeds), world.noise_dim
     ends = Ends(np.zeros((n, d), np.float32), np.full(n, -np.inf), np.zeros(n, bool), np.zeros(n, bool),
                 np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64))
     best = np.full(n, -np.inf)
-    for first in range(0, settings.fresh, wave):
+    for numbers in in_waves(settings.fresh, waves):
         rows = np.flatnonzero(~ends.exact)
         if not len(rows):
             return ends
-        draw(world, seeds, settings, rows, range(first, min(first + wave, settings.fresh)), ends, best)
+        draw(world, seeds, settings, rows, numbers, ends, best)
     rows = np.flatnonzero(~ends.exact)
     if len(rows):
         far = rows[best[rows] < FAR]
@@ -174,6 +176,16 @@ def sample(world: World, seeds: Sequence[int], settings: Settings, *, wave: int 
             ends.x[far] = world.approach(far, ends.x[far])
         correct(world, seeds, settings, rows, ends)
     return ends
+
+
+def in_waves(count: int, waves: Sequence[int]) -> Iterator[range]:
+    """0 to count - 1 in ranges of these lengths, the last of which comes again."""
+    first = 0
+    for length in chain(waves, repeat(waves[-1])):
+        if first >= count:
+            return
+        yield range(first, min(first + length, count))
+        first += length
 
 
 def draw(world: World, seeds: Sequence[int], settings: Settings, rows: Array, numbers: range, ends: Ends,
@@ -253,3 +265,31 @@ def under_guidance(world: World, seeds: Sequence[int], settings: Settings, rows:
     ends.x[rows], ends.log_p[rows], ends.entered[rows] = x, here, True
 
 
+# --- rows that begin near ------------------------------------------------------------------------------------------
+
+
+def polish(world: World, seeds: Sequence[int], settings: Settings, x: Array, steps: int) -> Ends:
+    """``steps`` of preconditioned Crank-Nicolson from x (n, noise_dim), each of which leaves the posterior as it is.
+
+    A row outside of its restricted set targets the prior times P^HIGHEST until it enters. ``Ends.log_p`` is crisp
+    inside, and relaxed outside.
+    """
+    n = len(seeds)
+    rows, x = np.arange(n), np.array(x)
+    least = -np.inf if settings.confidence is None else np.log(settings.confidence)
+    power = np.full(n, settings.guidance if settings.confidence is None else HIGHEST)
+    soft, hard = world.log_p(rows, x)
+    corrections, accepted = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    for step in range(steps):
+        streams = [STEP_STREAM + step] * n
+        chance = chances(seeds, streams, 2)
+        trial = proposal(x, normals_many(seeds, streams, world.noise_dim), sizes(chance[:, 1]))
+        relaxed, crisp = world.log_p(rows, trial)
+        good = moves(power, soft, relaxed, chance[:, 0])
+        if settings.confidence is not None:
+            good = (crisp > least) | (good & (hard <= least))
+        x[good], soft[good], hard[good] = trial[good], relaxed[good], crisp[good]
+        corrections += 1
+        accepted += good
+    inside = hard > least
+    return Ends(x, np.where(inside, hard, soft), np.zeros(n, bool), inside, np.ones(n, np.int64), corrections, accepted)

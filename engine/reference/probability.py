@@ -44,6 +44,14 @@ def log_probability(program: tuple, parameters: Array, u: Array, *, relaxed: boo
     return stack[0] if stack else np.zeros(len(u))
 
 
+def log_probabilities(program: tuple, parameters: Array, u: Array) -> tuple[Array, Array]:
+    """log P relaxed and crisp, (rows,) each: the same array where no statement is crisp, and else two."""
+    crisp = log_probability(program, parameters, u)
+    if not any(name in CRISP for name, *_ in program):
+        return crisp, crisp
+    return log_probability(program, parameters, u, relaxed=True), crisp
+
+
 def _others(parameters: Array, u: Array, first: int, count: int, position: int) -> Array:
     """The chosen class against the others: its logit minus the log-sum-exp of theirs."""
     logits = u[:, first : first + count]

@@ -8,7 +8,7 @@ from numpy import ndarray as Array
 
 from engine.prior import Prior, StandardNormal
 from engine.reference import field
-from engine.reference.probability import log_probability
+from engine.reference.probability import log_probabilities
 from engine.tape import Column, Tape
 
 Layers = Sequence[tuple[Array, Array]]
@@ -63,8 +63,7 @@ class BundleWorld:
             if len(part):
                 u = self.columns(tape.columns, z[part], w[part])
                 parameters = np.broadcast_to(tape.parameters, (len(part), len(tape.parameters)))
-                relaxed[part] = log_probability(tape.program, parameters, u, relaxed=True)
-                crisp[part] = log_probability(tape.program, parameters, u)
+                relaxed[part], crisp[part] = log_probabilities(tape.program, parameters, u)
         return relaxed, crisp
 
     def map(self, rows: Array, z: Array) -> Array:

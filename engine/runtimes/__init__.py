@@ -114,6 +114,11 @@ class Solving:
         """Rows that ``self.solver(solver, capacity)`` wants to be given at a time."""
         return capacity
 
+    def oneshot(self, name: str, noise: Array, targets: Array | None) -> Array:
+        """The one-pass map ``name``: noise (rows, z_dim), targets (rows, T) or None -> latents (rows, z_dim)."""
+        raise RequestError(f"runtime {self.name!r} does not run one-pass maps on {self.device!r} yet: open the sampler "
+                           "with device='cpu'")
+
     def on_device(self, solver: "Solver", capacity: int) -> "OnDevice":
         """The solver for latents that stay on the device, see engine.tensors."""
         raise RequestError("tensors need a sampler with device='cuda' and gauss-newton or a Runge-Kutta method")

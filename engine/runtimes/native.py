@@ -1,6 +1,6 @@
 """The field and the default solver by our own kernels for the CPU (kernels/cpu), pictures by ONNX Runtime."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +9,21 @@ from numpy import ndarray as Array
 from engine import __version__
 from engine.batch import RUNNING, Batch
 from engine.bundle import Bundle
+from engine.constants import Walk
 from engine.errors import BackendError
 from engine.flow import Flow
 from engine.native.library import CpuField, CpuNetwork, NotBuilt
+from engine.native.posterior import CpuPosterior, Walks
 from engine.native.rows import SLOTS, Columns, CpuRows
+from engine.prior import StandardNormal
+from engine.reference.posterior import Ends, Settings
 from engine.routing import Inputs
 from engine.runtimes import ALL, Linearise, MissingRuntime, Runtime, Solving
-from engine.runtimes.onnxruntime import OnnxDrawing
+from engine.runtimes.onnxruntime import Graphs, OnnxDrawing, run_oneshot
 from engine.solvers import Solver
 from engine.solvers.compiled import numbers, packed
 from engine.solvers.gauss_newton import GaussNewton
+from engine.solvers.posterior import Posterior, run_alone, stack_names
 from engine.spaces import Space
 from engine.tape import by_tape
 
@@ -38,6 +43,9 @@ class NativeField:
         self.solver: GaussNewton | None = None
         self.batch: Batch | None = None
         self.rows: CpuRows | None = None
+        # Of the settings that came last.
+        self.settings: Settings | None = None
+        self.posterior: CpuPosterior | None = None
 
     def run_linearise(self, z: Array, psi: Array, label: Array | None, heads: Mapping[str, tuple[Array, Array]],
                       pair_row: Array, source: Array, near_row: Array, near_anchor: Array):
@@ -62,7 +70,8 @@ class NativeField:
     def rows_of(self, batch: Batch, solver: GaussNewton, inputs: Inputs) -> CpuRows:
         """What takes the batch's rows along the flow."""
         if self.rows is None or self.solver != solver:
-            self.rows = CpuRows(self.field, columns_of(inputs), numbers(solver), is_w=not self.space.is_mapped)
+            columns = columns_of(inputs, list(inputs.combinations))
+            self.rows = CpuRows(self.field, columns, numbers(solver), is_w=not self.space.is_mapped)
             self.solver, self.batch = solver, None
         if self.batch is not batch:
             batch.hold_logits(inputs.count)
@@ -71,11 +80,20 @@ class NativeField:
         return self.rows
 
 
-def columns_of(inputs: Inputs) -> Columns:
-    names = list(inputs.combinations)
-    first = np.array([inputs.spans[name].start for name in names])
+    def posterior_of(self, flow: Flow, settings: Settings) -> CpuPosterior:
+        """What draws rows of the posterior, by the stacks that give probabilities."""
+        if self.posterior is None or self.settings != settings:
+            sharp = stack_names(flow.bundle)
+            columns = columns_of(flow.inputs, [sharp[name] for name in flow.inputs.combinations])
+            self.posterior, self.settings = CpuPosterior(self.field, columns, settings), settings
+        return self.posterior
+
+
+def columns_of(inputs: Inputs, stacks: Sequence[str]) -> Columns:
+    """``stacks`` that give the logits of the heads, in the heads' order."""
+    first = np.array([span.start for span in inputs.spans.values()])
     minus = np.where(inputs.minus == inputs.count, -1, inputs.minus)
-    return Columns(names, first, inputs.count, inputs.head, inputs.plus, minus)
+    return Columns(stacks, first, inputs.count, inputs.head, inputs.plus, minus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +116,40 @@ class NativeSteps:
         return flow.field.rows_of(batch, self.solver, flow.inputs)
 
 
+@dataclass(frozen=True, slots=True)
+class NativePosterior:
+    """The posterior with its candidates and walks in C++. engine.reference.posterior is the twin."""
+
+    solver: Posterior
+
+    def begin(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        """Nothing: a row is drawn in the step that ends it."""
+
+    def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
+        """Take all rows to their end."""
+        if not isinstance(flow.prior, StandardNormal):  # whose noise is the latent
+            return self.solver.step(flow, batch, rows)
+        walks = self.walk(flow, batch, rows)
+        exact, candidates, corrections, accepted, _ = walks.spent.T
+        entered = walks.phase == Walk.ENTERED
+        ends = Ends(walks.x, walks.crisp, exact > 0, entered, candidates, corrections, accepted)
+        return self.solver.end(flow, batch, rows, ends, walks.w, walks.logits)
+
+    def walk(self, flow: Flow, batch: Batch, rows: Array) -> Walks:
+        assert isinstance(flow.field, NativeField)
+        compiled, kinds = flow.field.posterior_of(flow, self.solver.settings), by_tape([batch.wishes[i] for i in rows])
+        wish = np.empty(len(rows), np.int64)
+        for i, (_, some) in enumerate(kinds):
+            wish[some] = i
+        tapes = [(flow.inputs.numbers(tape), packed(tape.program), tape.parameters) for tape, _ in kinds]
+        walks = compiled.begin([batch.seeds[i] for i in rows], wish, tapes, batch.psi[rows], batch.label[rows])
+        while walks.is_running():
+            compiled.advance(walks, max(1, ROUNDS // len(rows)))
+            if not walks.is_running() and len(far := walks.far):
+                walks.bring(far, run_alone(self.solver.nearer, flow, batch, rows[far], walks.x[far]).z)
+        return walks
+
+
 class NativeSolving(Solving):
     name, device = "native", "cpu"
     dtype = np.dtype(np.float32)
@@ -114,15 +166,21 @@ class NativeSolving(Solving):
             raise MissingRuntime(f"runtime 'native' is not there: {error}") from error
         except ValueError as error:
             raise BackendError(f"runtime 'native', precision {precision!r}: {error}") from error
+        self.graphs = Graphs(bundle, threads)
         self.jacobian = "bf16" if half else "fp32"
         self.version = f"{__version__} ({self.network.variant})"
 
     def solver(self, solver: Solver, capacity: int) -> Solver:
-        """The default solver as it runs here; the others step by step."""
+        """Gauss-Newton and the posterior as they run here; the others step by step."""
+        if isinstance(solver, Posterior):
+            return NativePosterior(solver)
         return NativeSteps(solver) if type(solver) is GaussNewton else solver
 
     def field(self, space: Space) -> NativeField:
         return NativeField(self.network, space)
+
+    def oneshot(self, name: str, noise: Array, targets: Array | None) -> Array:
+        return run_oneshot(self.graphs, name, noise, targets)
 
 
 def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> Runtime:

@@ -279,6 +279,11 @@ class OnnxSolving(Solving):
     def field(self, space: Space) -> GraphField:
         return GraphField(self.graphs, space)
 
+    def oneshot(self, name: str, noise: Array, targets: Array | None) -> Array:
+        if self.device != "cpu":
+            return super().oneshot(name, noise, targets)
+        return run_oneshot(self.graphs, name, noise, targets)
+
 
 class OnnxDrawing(Drawing):
     """Pictures by the CPU provider."""
@@ -299,6 +304,12 @@ class OnnxDrawing(Drawing):
 
     def draw(self, feeds: Mapping[str, Array]) -> Array:
         return self.graphs.run("synthesis", feeds)["image"]
+
+
+def run_oneshot(graphs: Graphs, name: str, noise: Array, targets: Array | None) -> Array:
+    """See engine.runtimes.Solving.oneshot."""
+    feeds = {"noise": noise} if targets is None else {"noise": noise, "targets": targets}
+    return graphs.run(f"oneshot.{name}", feeds)["latent"]
 
 
 def open_bundle(bundle: Bundle, *, name: str, device: str, threads: int, precision: str | None) -> Runtime:

@@ -11,6 +11,7 @@ from numpy import ndarray as Array
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.reference import field as twin
+from engine.reference.oneshot import push
 from engine.runtimes import ALL, Drawing, Runtime, Solving
 from engine.spaces import Space
 
@@ -63,6 +64,11 @@ class ReferenceSolving(Solving):
 
     def field(self, space: Space) -> ReferenceField:
         return ReferenceField(self.bundle, space)
+
+    def oneshot(self, name: str, noise: Array, targets: Array | None) -> Array:
+        tensors = {key: tensor.astype(np.float64) for key, tensor in self.bundle.field.items()}
+        return push(tensors, self.bundle.oneshots[name], noise.astype(np.float64), targets,
+                    normalise=self.bundle.generator.normalise)
 
 
 class NoDrawing(Drawing):

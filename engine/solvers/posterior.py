@@ -15,12 +15,13 @@ from engine.bundle import Bundle
 from engine.errors import SolveError
 from engine.flow import Flow, Solver
 from engine.reference.posterior import Ends, Settings, sample
-from engine.reference.probability import log_probability
+from engine.reference.probability import log_probabilities
 from engine.solvers.gauss_newton import GaussNewton
 from engine.tape import Tape, by_tape
 
-# Candidates of a row that are evaluated together. It decides the cost and nothing else.
-WAVE = 8
+# Candidates of a row that are evaluated together: few at first, because most wishes are common. They decide the cost
+# and nothing else.
+WAVES = (2, 6, 24, 32)
 # Rows of one call of the field.
 CALL = 2048
 CONFIDENCE, FLOW, NEARER = 0.9, GaussNewton(), GaussNewton(steps=6)
@@ -65,12 +66,20 @@ class Posterior:
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         """Take all rows to their end."""
         world = FieldWorld(flow, batch, rows, self.nearer)
-        ends = sample(world, [batch.seeds[row] for row in rows.tolist()], self.settings, wave=WAVE)
-        entered = np.flatnonzero(ends.entered)
-        if len(entered):
-            world.keep(entered, ends)
-        if len(entered) < len(rows):
-            self.follow_flow(flow, batch, rows[~ends.entered])
+        ends = sample(world, [batch.seeds[row] for row in rows.tolist()], self.settings, waves=WAVES)
+        self.end(flow, batch, rows, ends, *world.read(ends.x))
+
+    def end(self, flow: Flow, batch: Batch, rows: Array, ends: Ends, w: Array, logits: Array) -> None:
+        """Into the batch, what its rows have become; w (n, w_dim) and all logits (n, L) are those at ``ends.x``."""
+        some = ends.entered
+        inside = rows[some]
+        if len(inside):
+            batch.keep(inside, ends.log_p[some], w[some], logits[some])
+            batch.z[inside] = flow.prior.push(ends.x[some], batch.truncation[inside])
+            batch.steps[inside] = ends.corrections[some]
+            batch.status[inside] = Status.DONE
+        if len(inside) < len(rows):
+            self.follow_flow(flow, batch, rows[~some])
         batch.walks[rows] = np.stack([ends.exact, ends.candidates, ends.corrections, ends.accepted], axis=1)
         batch.evaluations[rows] += ends.candidates + ends.corrections
 
@@ -103,9 +112,8 @@ def run_alone(solver: Solver, flow: Flow, batch: Batch, rows: Array, z: Array) -
 
 
 def stack_names(bundle: Bundle) -> Mapping[str, str]:
-    """Of each attribute, the stack that gives its probability: the sharp one, where its head has one."""
-    heads = bundle.heads
-    return {name: f"{a.head}.sharp" if heads[a.head].sharp else a.head for name, a in bundle.attributes.items()}
+    """Of each head, the stack that gives probabilities: the sharp one, where it has one."""
+    return {name: f"{name}.sharp" if head.sharp else name for name, head in bundle.heads.items()}
 
 
 class FieldWorld:
@@ -114,7 +122,8 @@ class FieldWorld:
     def __init__(self, flow: Flow, batch: Batch, rows: Array, nearer: Solver = NEARER):
         self.flow, self.batch, self.rows, self.nearer = flow, batch, rows, nearer
         self.noise_dim = flow.prior.noise_dim
-        self.stacks = stack_names(flow.bundle)
+        stacks = stack_names(flow.bundle)
+        self.stacks = {name: stacks[a.head] for name, a in flow.bundle.attributes.items()}
         self.kinds = by_tape([batch.wishes[row] for row in rows.tolist()])
         self.kind = np.empty(len(rows), np.intp)
         for i, (_, some) in enumerate(self.kinds):
@@ -143,8 +152,8 @@ class FieldWorld:
         for tape, part in kinds:
             u = self.columns(tape, part, some, found)
             parameters = np.broadcast_to(tape.parameters, (len(part), len(tape.parameters)))
-            relaxed[part] = log_probability(tape.program, parameters, u, relaxed=True)
-            crisp[part] = log_probability(tape.program, parameters, u)
+            found_p = log_probabilities(tape.program, parameters, u)
+            relaxed[part], crisp[part] = (np.where(np.isfinite(u).all(axis=1), p, np.nan) for p in found_p)
         # What overflowed is nowhere, and no sample.
         lost = ~np.isfinite(w).all(axis=1) | np.isnan(crisp)
         relaxed[lost], crisp[lost] = -np.inf, -np.inf
@@ -167,16 +176,13 @@ class FieldWorld:
         near = run_alone(self.nearer, self.flow, self.batch, own, prior.push(x, psi)).z
         return prior.pull(near, psi).astype(x.dtype)
 
-    def keep(self, some: Array, ends: Ends) -> None:
-        """Into the batch, what the rows at these positions have become."""
-        flow, batch, rows = self.flow, self.batch, self.rows[some]
-        for first in range(0, len(some), CALL):
-            part, own = some[first : first + CALL], rows[first : first + CALL]
-            _, _, w, found = self.evaluate(part, ends.x[part])
-            logits = np.full((len(part), flow.inputs.count), np.nan, batch.dtype)
+    def read(self, x: Array) -> tuple[Array, Array]:
+        """w (n, w_dim) and all logits (n, L), not a number where a row does not read them, of all rows at x."""
+        n, flow = len(x), self.flow
+        all_w, logits = np.empty((n, self.batch.w.shape[1]), x.dtype), np.full((n, flow.inputs.count), np.nan, x.dtype)
+        for first in range(0, n, CALL):
+            part = np.arange(first, min(first + CALL, n))
+            _, _, all_w[part], found = self.evaluate(part, x[part])
             for name, (at, values) in found.items():
-                logits[at, flow.inputs.spans[name.removesuffix(".sharp")]] = values
-            batch.keep(own, ends.log_p[part], w, logits)
-        batch.z[rows] = flow.prior.push(ends.x[some], batch.truncation[rows])
-        batch.steps[rows] = ends.corrections[some]
-        batch.status[rows] = Status.DONE
+                logits[part[at], flow.inputs.spans[name.removesuffix(".sharp")]] = values
+        return all_w, logits

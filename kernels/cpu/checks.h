@@ -1,7 +1,7 @@
 // What Python gives is checked at the door, before a number of it becomes an address. The length of an array cannot be
 // seen from here: library.py and rows.py give arrays of the sizes that go with them.
 #pragma once
-#include "rows.h"
+#include "posterior.h"
 
 struct Refused {
     step::Refusal why;
@@ -109,30 +109,34 @@ inline void check(const Field& field, const Call* given) {
     require_array(call.near_anchor, call.near);
 }
 
-inline void check(const Field& field, const ColumnTable* given, const step::Solve* like) {
-    require(given && like, step::REFUSED_MISSING);
-    const ColumnTable& table = *given;
-    const Network& network = field.network;
-    require(like->capacity == 1 && like->outputs >= 0, step::REFUSED_COUNT);
-    require(like->w_dim == network.w_dim && like->w_stride == network.w_dim, step::REFUSED_WIDTH);
-    require(like->width == (like->in_w ? network.w_dim : network.z_dim), step::REFUSED_WIDTH);
+// outputs: logits of all heads.
+inline void check(const ColumnTable& table, int64_t outputs) {
+    require(outputs >= 0 && outputs <= WIDEST, step::REFUSED_COUNT);
     check_count(table.heads);
     require_array(table.stack, table.heads);
     check_positions(table.head, table.columns, table.heads);
-    check_positions(table.first, table.heads, like->outputs + 1);
+    check_positions(table.first, table.heads, outputs + 1);
     require_array(table.column, table.columns);
 }
 
+inline void check(const Field& field, const ColumnTable* table, const step::Solve* like) {
+    require(table && like, step::REFUSED_MISSING);
+    const Network& network = field.network;
+    require(like->capacity == 1, step::REFUSED_COUNT);
+    require(like->w_dim == network.w_dim && like->w_stride == network.w_dim, step::REFUSED_WIDTH);
+    require(like->width == (like->in_w ? network.w_dim : network.z_dim), step::REFUSED_WIDTH);
+    check(*table, like->outputs);
+}
+
 // A column reads logits of its own head, which all rows have room for.
-inline void check_column(const Stepper& stepper, int32_t number) {
-    const ColumnTable& table = stepper.table;
+inline void check_column(const Network& network, const ColumnTable& table, int64_t outputs, bool in_w, int32_t number) {
     check_below(number, table.columns, step::REFUSED_POSITION);
     const step::Column& column = table.column[number];
     int64_t head = table.head[number], first = table.first[head];
     const Stack* stack = table.stack[head];
-    check_head(stepper.field.network, stack, stepper.like.in_w);
-    require(first + stack->outputs <= stepper.like.outputs, step::REFUSED_WIDTH);
-    require((column.direct != 0) == (stepper.like.in_w || stack->reads_z), step::REFUSED_WIDTH);
+    check_head(network, stack, in_w);
+    require(first + stack->outputs <= outputs, step::REFUSED_WIDTH);
+    require((column.direct != 0) == (in_w || stack->reads_z), step::REFUSED_WIDTH);
     check_below(column.plus - first, stack->outputs, step::REFUSED_POSITION);
     if (column.minus >= 0) check_below(column.minus - first, stack->outputs, step::REFUSED_POSITION);
 }
@@ -149,6 +153,8 @@ inline int64_t parameters_of(const step::Node& node) {
     case OP_VALUE:
     case OP_NOT_VALUE:
     case OP_SIDE: return 2;
+    case OP_INSIDE:
+    case OP_OUTSIDE: return 3;
     default: return 0;
     }
 }
@@ -185,6 +191,16 @@ inline void check_program(const TapeRecord& tape) {
     require(stack.size() == (tape.nodes > 0), step::REFUSED_PROGRAM);
 }
 
+inline void check_tape(const Network& network, const ColumnTable& table, int64_t outputs, bool in_w,
+                       const TapeRecord& tape) {
+    for (int64_t count : {tape.columns, tape.nodes, tape.parameters})
+        require(count >= 0 && count <= WIDEST, step::REFUSED_COUNT);
+    require_array(tape.column, tape.columns), require_array(tape.code, tape.nodes);
+    require_array(tape.parameter, tape.parameters);
+    for (int64_t j = 0; j < tape.columns; j++) check_column(network, table, outputs, in_w, tape.column[j]);
+    check_program(tape);
+}
+
 inline void check(const Stepper& stepper, const Slots* slots, int64_t slot, const TapeRecord* tape) {
     require(slots && tape, step::REFUSED_MISSING);
     check_below(slot, slots->count, step::REFUSED_POSITION);
@@ -194,12 +210,7 @@ inline void check(const Stepper& stepper, const Slots* slots, int64_t slot, cons
         require(array, step::REFUSED_MISSING);
     require_array(slots->logits, stepper.like.outputs);
     if (!stepper.like.in_w) check_label(stepper.field.network, slots->label[slot]);
-    for (int64_t count : {tape->columns, tape->nodes, tape->parameters})
-        require(count >= 0 && count <= WIDEST, step::REFUSED_COUNT);
-    require_array(tape->column, tape->columns), require_array(tape->code, tape->nodes);
-    require_array(tape->parameter, tape->parameters);
-    for (int64_t j = 0; j < tape->columns; j++) check_column(stepper, tape->column[j]);
-    check_program(*tape);
+    check_tape(stepper.field.network, stepper.table, stepper.like.outputs, stepper.like.in_w, *tape);
 }
 
 // Rows that run, each of them once: two threads may not take the same.
@@ -211,5 +222,38 @@ inline void check(const Stepper& stepper, const int64_t* slots, int64_t count) {
         require(stepper.is_running(slots[i]), step::REFUSED_ORDER);
         require(!is_taken[slots[i]], step::REFUSED_POSITION);
         is_taken[slots[i]] = true;
+    }
+}
+
+inline void check(const ColumnTable* table, const PosteriorSettings* settings) {
+    require(table && settings, step::REFUSED_MISSING);
+    bool is_guided = settings->guidance > 0 && settings->guidance < HUGE_VAL && settings->confidence == 0;
+    bool is_sure = settings->confidence > 0 && settings->confidence < 1;
+    require((is_guided || is_sure) && settings->fresh > 0, step::REFUSED_COUNT);
+    for (int64_t count : {settings->fresh, settings->steps, settings->patience}) check_count(count);
+    check(*table, settings->outputs);
+}
+
+inline void check(const Posterior& posterior, const Walks* given) {
+    require(given, step::REFUSED_MISSING);
+    const Walks& walks = *given;
+    const Network& network = posterior.field.network;
+    require(walks.rows >= 0 && walks.rows <= WIDEST, step::REFUSED_COUNT);
+    require(walks.tapes >= 0 && walks.tapes <= walks.rows, step::REFUSED_COUNT);
+    for (const void* array : std::initializer_list<const void*>{
+             walks.tape, walks.label, walks.seed, walks.psi, walks.x, walks.w, walks.relaxed, walks.crisp, walks.phase,
+             walks.spent})
+        require_array(array, walks.rows);
+    require_array(walks.logits, walks.rows * posterior.settings.outputs);
+    check_positions(walks.wish, walks.rows, walks.tapes);
+    for (int64_t i = 0; i < walks.tapes; i++)
+        check_tape(network, posterior.table, posterior.settings.outputs, false, walks.tape[i]);
+    for (int64_t row = 0; row < walks.rows; row++) {
+        check_label(network, walks.label[row]);
+        check_below(walks.phase[row], step::WALK_LEFT_OUT + 1, step::REFUSED_ORDER);
+        const int64_t* spent = walks.spent + SPENT * row;
+        bool is_drawing = walks.phase[row] == step::WALK_DRAWING;
+        check_below(spent[CANDIDATES], posterior.settings.fresh + !is_drawing, step::REFUSED_ORDER);
+        for (int64_t count : {spent[WALKED], spent[MOVED], spent[INSIDE]}) check_count(count);
     }
 }

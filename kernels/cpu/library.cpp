@@ -1,4 +1,4 @@
-// What Python calls: library.py and rows.py. Every door checks what it is given, and no exception leaves it.
+// What Python calls: library.py, rows.py and posterior.py. Every door checks what it is given, and no exception leaves it.
 #include "checks.h"
 
 // A Refusal; whatever was thrown, the work has left everything as it can be used again.
@@ -81,6 +81,24 @@ int64_t lace_advance(Stepper* rows, const int64_t* slots, int64_t count, int64_t
         require(!is_half || HAS_HALF, step::REFUSED_PRECISION);
         check(*rows, slots, count);
         is_half ? rows->advance<half>(slots, count, rounds) : rows->advance<float>(slots, count, rounds);
+    });
+}
+
+// Field and table must outlive the posterior.
+int64_t lace_open_posterior(Field* field, const ColumnTable* table, const PosteriorSettings* settings,
+                            Posterior** opened) {
+    return open_guarded(opened, [&] {
+        require(field, step::REFUSED_MISSING);
+        check(table, settings);
+        return new Posterior(*field, *table, *settings);
+    });
+}
+void lace_close_posterior(Posterior* posterior) { delete posterior; }
+int64_t lace_walk(Posterior* posterior, const Walks* walks, int64_t waves) {
+    return guarded([&] {
+        require(posterior, step::REFUSED_MISSING);
+        check(*posterior, walks);
+        posterior->walk(*walks, waves);
     });
 }
 }

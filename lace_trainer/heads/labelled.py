@@ -31,7 +31,9 @@ from engine.sampler import Sampler
 from exporter.exporting import with_heads
 from exporter.heads import HeadStack
 from lace_trainer.attributes import Attribute
-from lace_trainer.heads.pairs import DTYPES, Labellers, Pairs, check_size, draw_labels, held_back
+from lace_trainer.heads.agreement import Agreement, agreement
+from lace_trainer.heads.labellers import Labellers, chosen, draw_labels, mirrored, spans_of
+from lace_trainer.heads.pairs import DTYPES, Pairs, check_names, held_back
 from lace_trainer.heads.steered import random_conditions
 
 Progress = Callable[[int, int, str], None]
@@ -39,6 +41,7 @@ Progress = Callable[[int, int, str], None]
 PSIS = (0.5, 0.7, 1.0)  # truncations at which pairs are held out
 LEAST_PSI = 0.5  # training latents have one from here to 1, evenly
 HELD_OUT = 4000  # pairs for each of PSIS, unless the samples are few
+MIRRORED = 2000  # pictures of which the mirror image is labelled too, at most
 BATCH = 64
 SOUGHT = 0.5  # confidence of the samples that are sought: where the heads say yes, and may be wrong
 # Seeds of the samples: far from those that users and evaluations choose. A training's own seed chooses the block.
@@ -53,7 +56,8 @@ class Labelled:
     votes (n, columns)       float32, one column for each class or value of the attributes, see ``spans``: the share of
                              the votes that a class has, or the value; NaN where nothing is known
     likely (n, columns)      the same by the labellers' mean probabilities
-    voters                   how many labellers there were
+    voters                   of every attribute, how many labellers there were
+    agreements               of every attribute, the labellers' with themselves on mirrored pictures, where it is known
     source                   where they come from, for the provenance of the heads
     """
 
@@ -63,28 +67,36 @@ class Labelled:
     likely: Array
     attributes: tuple[Attribute, ...]
     held_out: int
-    voters: int = 1
+    voters: tuple[int, ...] = ()
+    agreements: tuple[Agreement | None, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        count = len(self.attributes)
+        object.__setattr__(self, "voters", self.voters or (1,) * count)
+        object.__setattr__(self, "agreements", self.agreements or (None,) * count)
 
     @property
     def spans(self) -> list[tuple[int, int]]:
         """(first, past-last) column of every attribute."""
-        ends = np.cumsum([len(a.classes) or 1 for a in self.attributes]).tolist()
-        return list(zip([0, *ends], ends, strict=False))
+        return spans_of(self.attributes)
 
     def select(self, names: Sequence[str]) -> "Labelled":
-        """Only these attributes."""
-        known = {a.name: (a, span) for a, span in zip(self.attributes, self.spans, strict=True)}
-        columns = [column for name in names for column in range(*known[name][1])]
-        return replace(self, votes=self.votes[:, columns], likely=self.likely[:, columns],
-                       attributes=tuple(known[name][0] for name in names))
+        """Only these attributes. Raises LaceError for one that is not labelled."""
+        known = [a.name for a in self.attributes]
+        check_names(names, known)
+        places = [known.index(name) for name in names]
+        columns = [column for place in places for column in range(*self.spans[place])]
+        attributes, voters, agreements = (tuple(table[place] for place in places)
+                                          for table in (self.attributes, self.voters, self.agreements))
+        return replace(self, votes=self.votes[:, columns], likely=self.likely[:, columns], attributes=attributes,
+                       voters=voters, agreements=agreements)
 
     def pairs(self, seed: int) -> Pairs:
         """The training rows with one label each, see ``draw_labels``: for heads that learn labels."""
         count = len(self.w) - self.held_out
-        # One labeller gives its likeliest class, as in the paper.
-        source = self.likely if self.voters > 1 else self.votes
-        labels = draw_labels(source[:count], self.attributes, self.spans, np.random.default_rng((seed, 1)))
+        source = chosen(self.likely[:count], self.votes[:count], self.spans, self.voters)
+        labels = draw_labels(source, self.attributes, self.spans, np.random.default_rng((seed, 1)))
         return Pairs(self.w[:count], labels, self.attributes, validation=held_back(count), source=self.source)
 
 
@@ -157,29 +169,27 @@ def labelled_samples(source: Source, labellers: Labellers, *, count: int, seed: 
 
     They are kept in ``directory``, under a name made of all that decides them.
     """
-    check_size(source.resolution, labellers)
+    labellers.check_size(source.resolution)
     held = min(HELD_OUT, max(1, count // 10))
-    facts = {"kind": "votes", **source.facts, "labellers": labellers.hashes, "count": count, "seed": seed}
+    facts = {"kind": "votes, mirrored", **source.facts, "labellers": labellers.hashes, "count": count, "seed": seed}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(directory) / f"votes-{key}.safetensors"
     psi = truncations(count, held, seed)
     if not path.exists():
-        w, opinions = look(source, labellers, psi, FIRST_SEED + seed * BLOCK, progress)
-        write_atomically(path, to_bytes({"w": w, "opinions": opinions}))
+        write_atomically(path, to_bytes(look(source, labellers, psi, FIRST_SEED + seed * BLOCK, progress)))
     found = load_file(path)
     facts["labeller_accuracy"] = labellers.accuracy
-    votes = share_of_votes(found["opinions"], labellers.attributes, labellers.spans)
-    return Labelled(found["w"], psi, votes, found["opinions"].mean(axis=0), labellers.attributes, held * len(PSIS),
-                    len(labellers.members), facts)
+    opinions = found["opinions"]
+    return Labelled(found["w"], psi, labellers.votes(opinions), labellers.likely(opinions), labellers.attributes,
+                    held * len(PSIS), tuple(map(len, labellers.voters)),
+                    agreements_of(labellers, opinions, found["mirrored"]), facts)
 
 
-def share_of_votes(opinions: Array, attributes: Sequence[Attribute], spans: Sequence[tuple[int, int]]) -> Array:
-    """Opinions (members, n, columns) -> (n, columns) float32: each class's share of votes, the mean of a value."""
-    found = opinions.mean(axis=0)
-    for attribute, (low, high) in zip(attributes, spans, strict=True):
-        if attribute.kind == "class":
-            found[:, low:high] = np.eye(high - low)[opinions[:, :, low:high].argmax(axis=2)].mean(axis=0)
-    return found.astype(np.float32)
+def agreements_of(labellers: Labellers, opinions: Array, mirrors: Array) -> tuple[Agreement, ...]:
+    """mirrors (members, m, columns): opinions of the mirror images of the last m pictures."""
+    plain, mirror = labellers.likely(opinions[:, -mirrors.shape[1] :]), labellers.likely(mirrors)
+    return tuple(agreement(attribute, plain[:, low:high], mirror[:, low:high])
+                 for attribute, (low, high) in zip(labellers.attributes, labellers.spans, strict=True))
 
 
 def truncations(count: int, held: int, seed: int) -> Array:
@@ -213,8 +223,8 @@ def sought_samples(bundle: str | Path, stacks: Sequence[HeadStack], labellers: L
             if progress:
                 progress(start + len(samples), count, "seeking and labelling")
     found = np.concatenate(opinions, axis=1).astype(np.float32)
-    return Labelled(np.concatenate(ws), psi, share_of_votes(found, labellers.attributes, labellers.spans),
-                    found.mean(axis=0), labellers.attributes, 0, len(labellers.members))
+    return Labelled(np.concatenate(ws), psi, labellers.votes(found), labellers.likely(found), labellers.attributes, 0,
+                    tuple(map(len, labellers.voters)))
 
 
 def joined(plain: Labelled, sought: Labelled) -> Labelled:
@@ -227,14 +237,19 @@ def joined(plain: Labelled, sought: Labelled) -> Labelled:
 
 
 def look(source: Source, labellers: Labellers, psi: Array, first: int,
-         progress: Progress | None) -> tuple[Array, Array]:
-    """w (n, w_dim) and opinions (members, n, columns) of the samples with seeds ``first``, ``first`` + 1, ..."""
-    ws, opinions = [], []
+         progress: Progress | None) -> dict[str, Array]:
+    """w (n, w_dim) and opinions (members, n, columns) of the samples with seeds ``first``, ``first`` + 1, ..., and of
+    the mirror images of the last ones."""
+    ws, opinions, mirrors = [], [], []
+    last = len(psi) - min(MIRRORED, int((psi == psi[-1]).sum()))
     for start in range(0, len(psi), BATCH):
         part = psi[start : start + BATCH]
         w, pictures = source.draw(range(first + start, first + start + len(part)), part)
         ws.append(w.astype(np.float32))
         opinions.append(labellers.opinions(pictures).astype(np.float32))
+        if start + len(part) > last:
+            mirrors.append(labellers.opinions(mirrored(pictures[max(0, last - start) :])).astype(np.float32))
         if progress:
             progress(start + len(part), len(psi), "sampling and labelling")
-    return np.concatenate(ws), np.concatenate(opinions, axis=1)
+    return {"w": np.concatenate(ws), "opinions": np.concatenate(opinions, axis=1),
+            "mirrored": np.concatenate(mirrors, axis=1)}

@@ -12,17 +12,16 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
-from torch import Tensor
 
 from engine.bundle import sha256
 from engine.errors import LaceError
 from engine.folders import write_atomically
 from lace_trainer.attributes import Attribute
+from lace_trainer.heads.labellers import Labellers
 
 Progress = Callable[[int, int, str], None]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SURE = 0.75  # probability of the likeliest class below which several labellers give no label
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,69 +86,6 @@ def _check_labels(attribute: Attribute, labels: np.ndarray) -> None:
                             f"expected whole numbers from 0 to {n - 1}")
 
 
-class Labellers:
-    """One image classifier, or several whose opinions are joined.
-
-    One gives its likeliest class, as in the paper. Several give a class drawn from the mean of their probabilities, so
-    that a head learns doubt where they disagree instead of one network's mistake; and no class at all where they are
-    not SURE of any, as of the colour of hair under a hat: otherwise a hat becomes a way to every colour. Values are
-    their mean.
-    """
-
-    def __init__(self, paths: Sequence[Path]):
-        from lace_trainer.judges.classifier import load
-
-        self.hashes = [sha256(Path(path)) for path in paths]
-        self.members = [load(Path(path)) for path in paths]
-        self.attributes, self.size = self.members[0].attributes, self.members[0].shape.size
-        for path, member in zip(paths, self.members, strict=True):
-            if (member.attributes, member.shape.size) != (self.attributes, self.size):
-                raise LaceError(f"{path} and {paths[0]} do not label the same attributes at the same size; give "
-                                "labellers that were trained alike")
-
-    @property
-    def accuracy(self) -> dict[str, float]:
-        """On rendered faces, by attribute; the members' mean."""
-        found = [member.metadata.get("accuracy", {}) for member in self.members]
-        return {name: float(np.mean([each[name] for each in found])) for name in found[0]} if all(found) else {}
-
-    @property
-    def spans(self) -> list[tuple[int, int]]:
-        """(first, past-last) column of every attribute among ``opinions``."""
-        return self.members[0].spans
-
-    def opinions(self, pictures: Tensor | np.ndarray) -> np.ndarray:
-        """How likely each member finds each class, and the values: (members, n, columns) float64."""
-        found = []
-        for member in self.members:
-            output = member.outputs(pictures).double()
-            for attribute, (low, high) in zip(self.attributes, self.spans, strict=True):
-                if attribute.kind == "class":
-                    output[:, low:high] = output[:, low:high].softmax(dim=1)
-            found.append(output.cpu().numpy())
-        return np.stack(found)
-
-    def label(self, pictures: Tensor | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Labels (n, attributes) float32 of pictures, see ``Classifier.predict``; NaN where they are not sure."""
-        if len(self.members) == 1:
-            return self.members[0].predict(pictures)
-        return draw_labels(self.opinions(pictures).mean(axis=0), self.attributes, self.spans, rng)
-
-
-def draw_labels(likely: np.ndarray, attributes: Sequence[Attribute], spans: Sequence[tuple[int, int]],
-                rng: np.random.Generator) -> np.ndarray:
-    """How likely each class is (n, columns), as labels (n, attributes) float32: drawn as likely, if one is SURE."""
-    columns = []
-    for attribute, (low, high) in zip(attributes, spans, strict=True):
-        part = likely[:, low:high].astype(np.float64)
-        if attribute.kind == "class":
-            drawn = (part.cumsum(axis=1) < rng.random((len(part), 1))).sum(axis=1).clip(max=high - low - 1)
-            columns.append(np.where(part.max(axis=1) < SURE, np.nan, drawn))
-        else:
-            columns.append(part[:, 0])
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
 def sampled_pairs(
     generator: Path, labellers: Labellers, *, count: int = 40_000, seed: int = 0, directory: Path, batch: int = 64,
     precision: str = "fp32", progress: Progress | None = None,
@@ -183,7 +119,7 @@ def label_samples(parts, labellers: Labellers, count: int, seed: int, batch: int
                   progress: Progress | None):
     """w (count, w_dim) and labels (count, attributes), both float32."""
     mapping, synthesis = parts.mapping, parts.synthesis
-    check_size(synthesis.resolution, labellers)
+    labellers.check_size(synthesis.resolution)
     synthesis.set_precision(DTYPES[precision])
     rng, opinions = np.random.default_rng(seed), np.random.default_rng((seed, 1))
     ws, labels = [], []
@@ -196,9 +132,3 @@ def label_samples(parts, labellers: Labellers, count: int, seed: int, batch: int
         if progress:
             progress(min(start + batch, count), count, "sampling and labelling")
     return np.concatenate(ws), np.concatenate(labels)
-
-
-def check_size(resolution: int, labellers: Labellers) -> None:
-    if resolution != labellers.size:
-        raise LaceError(f"the generator draws {resolution} px, the labeller reads {labellers.size} px; "
-                        "train a labeller of the generator's size")

@@ -17,7 +17,8 @@ from engine.requests import Request
 from engine.sampler import Sampler
 from exporter import export
 from exporter.heads import HeadStack
-from lace_trainer.heads.pairs import Labellers, Pairs, check_size, held_back
+from lace_trainer.heads.labellers import Labellers
+from lace_trainer.heads.pairs import Pairs, held_back
 
 BLOCK = 64  # requests in a row that name the same attributes: they then share the evaluation of their heads
 MOST = 3  # attributes in a condition
@@ -54,7 +55,7 @@ def steered_pairs(
     ws, labels = [], []
     with TemporaryDirectory(prefix="lace-steered-") as folder:
         bundle = export(generator, stacks, out=Path(folder) / "steered.lace")
-        check_size(bundle.generator.resolution, labellers)
+        labellers.check_size(bundle.generator.resolution)
         sampler = Sampler(bundle.path)
         conditions = random_conditions(list(bundle.attributes.values()), count, rng)
         for start in range(0, count, BLOCK):

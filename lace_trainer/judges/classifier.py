@@ -7,7 +7,7 @@ has another shape and another seed, and no part in training the heads.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,10 +126,11 @@ def as_input(pictures: Tensor) -> Tensor:
     return pictures.contiguous(memory_format=torch.channels_last)
 
 
-def augment(pictures: Tensor, rng: torch.Generator) -> Tensor:
-    """Make renders as imperfect as samples of a generator; never mirrored, for yaw and light have a side.
+def augment(pictures: Tensor, rng: torch.Generator, *, mirror: bool = False) -> Tensor:
+    """Make pictures as imperfect as samples of a generator.
 
     pictures   (n, R, R, 3) uint8
+    mirror     half of them, too: only where no attribute has a side, as yaw and light have
     returns    (n, 3, R, R) float32: shifted, blurred, noisy, with other brightness, contrast and saturation
     """
     n, size = pictures.shape[:2]
@@ -137,7 +138,8 @@ def augment(pictures: Tensor, rng: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, 1, 1, 1, generator=rng) * (high - low) + low
 
-    shift = torch.randint(-2, 3, (2, n, 1), generator=rng)
+    most = max(2, size // 32)
+    shift = torch.randint(-most, most + 1, (2, n, 1), generator=rng)
     rows, columns = (torch.arange(size)[None] + shift).clamp(0, size - 1)
     x = as_input(pictures[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]])
     taps = torch.tensor([1.0, 2.0, 1.0]) / 4
@@ -147,17 +149,28 @@ def augment(pictures: Tensor, rng: torch.Generator) -> Tensor:
     grey = x.mean(dim=1, keepdim=True)
     x = grey + uniform(0.85, 1.15) * (x - grey)
     x = x * uniform(0.88, 1.12) + uniform(-0.08, 0.08)
-    return x + uniform(-0.04, 0.06).clamp(min=0) * torch.randn(x.shape, generator=rng)
+    x = x + uniform(-0.04, 0.06).clamp(min=0) * torch.randn(x.shape, generator=rng)
+    return torch.where(uniform(0, 1) < 0.5, x.flip(3), x) if mirror else x
 
 
-def loss(classifier: Classifier, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Sum over attributes of the cross-entropy or of (l - y)^2 / 2 sigma^2.  labels (n, attributes)"""
+def loss(classifier: Classifier, outputs: Tensor, labels: Tensor, weights: Sequence[Tensor | None] = ()) -> Tensor:
+    """Sum over attributes of the cross-entropy or of (l - y)^2 / 2 sigma^2, over the rows with a label.
+
+    labels    (n, attributes), NaN where missing
+    weights   of each attribute what its classes count (C,), None: all the same
+    """
     total = outputs.new_zeros(())
     for i, (attribute, (low, high)) in enumerate(zip(classifier.attributes, classifier.spans, strict=True)):
+        known = ~torch.isnan(labels[:, i])
+        if not known.any():
+            continue
+        said, wanted = outputs[known, low:high], labels[known, i]
         if attribute.kind == "class":
-            total = total + F.cross_entropy(outputs[:, low:high], labels[:, i].long())
+            weight = weights[i] if weights else None
+            weight = None if weight is None else weight.to(said.device)
+            total = total + F.cross_entropy(said, wanted.long(), weight=weight)
         else:
-            total = total + (outputs[:, low] - labels[:, i]).square().mean() / (2 * VALUE_SIGMA**2)
+            total = total + (said[:, 0] - wanted).square().mean() / (2 * VALUE_SIGMA**2)
     return total
 
 
@@ -187,11 +200,12 @@ class ClassifierConfig:
 
 def train(
     shape: Shape, attributes: tuple[Attribute, ...], data: tuple[Tensor, np.ndarray], config: ClassifierConfig, *,
-    validation: tuple[Tensor, np.ndarray],
+    validation: tuple[Tensor, np.ndarray], weights: Sequence[Tensor | None] = (), mirror: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Classifier:
     """Train on (pictures (n, R, R, 3) uint8, labels (n, attributes)); the last weights are kept.
 
+    weights, mirror   see ``loss`` and ``augment``
     progress   called after every step with (step, steps, text)
     """
     began = time.perf_counter()
@@ -207,10 +221,10 @@ def train(
         if step % per_epoch == 0:
             order = torch.randperm(len(pictures), generator=rng)
         rows = order[step % per_epoch * config.batch :][: config.batch].sort().values
-        x = augment(pictures[rows], rng).to(config.device)
+        x = augment(pictures[rows], rng, mirror=mirror).to(config.device)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             outputs = model(x)
-        value = loss(model, outputs, labels[rows].to(config.device))
+        value = loss(model, outputs, labels[rows].to(config.device), weights)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         optimiser.step()

@@ -19,6 +19,7 @@ from engine.errors import LaceError
 from lace_trainer.judges.classifier import Classifier, as_input
 
 REFERENCE_SEED = 7_700_001  # no training draws its pictures from this seed
+NEIGHBOURS = 5  # of density and coverage, and of precision and recall, so that one set of balls serves all
 BLOCK = 1000  # rows of distances held at once
 
 
@@ -114,6 +115,37 @@ def squared_distances(a: Array, b: Array) -> Array:
     distances += np.square(a).sum(axis=1)[:, None]
     distances += np.square(b).sum(axis=1)
     return distances.clip(min=0, out=distances)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """precision, recall, density, coverage of samples against a truth."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def neighbours(truth: Array, samples: Array, k: int = NEIGHBOURS) -> Neighbours:
+    """Of features (n, d) and (m, d), by balls that reach to the k-th nearest neighbour of the same set."""
+    centre = truth.mean(axis=0)
+    real, fake = (truth - centre).astype(np.float32), (samples - centre).astype(np.float32)
+    distances = squared_distances(real, fake)
+    in_real = distances <= reaches(real, k)[:, None]
+    in_fake = distances <= reaches(fake, k)[None]
+    return Neighbours(float(in_real.any(axis=0).mean()), float(in_fake.any(axis=1).mean()),
+                      float(in_real.sum(axis=0).mean() / k), float(in_real.any(axis=1).mean()))
+
+
+def distance(kind: str, truth: Array, samples: Array, classes: int) -> float:
+    """Of one attribute's labels: total variation of a class, Kolmogorov-Smirnov of a value."""
+    if kind == "class":
+        shares = [np.bincount(part.astype(int), minlength=classes) / len(part) for part in (truth, samples)]
+        return float(0.5 * np.abs(shares[0] - shares[1]).sum())
+    both = np.sort(np.concatenate([truth, samples]))
+    steps = [np.searchsorted(np.sort(part), both, side="right") / len(part) for part in (truth, samples)]
+    return float(np.abs(steps[0] - steps[1]).max())
 
 
 def digest(judge: Classifier) -> str:
