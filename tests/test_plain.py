@@ -171,7 +171,7 @@ def test_lace_export_makes_a_bundle_of_a_class_and_the_weights_of_a_file(tmp_pat
 @pytest.mark.parametrize("keys", [(), ("state_dict",), ("g_ema",), ("generator",), ("model", "netG_state_dict")])
 @pytest.mark.parametrize("prefix", ["", "module.", "generator."])
 def test_weights_are_found_where_training_scripts_leave_them(keys, prefix, tmp_path):
-    from exporter.generators.plain_torch import load_weights
+    from exporter.generators.plain_weights import load_weights
 
     content: dict = {f"{prefix}{name}": tensor for name, tensor in network("dcgan").state_dict().items()}
     for key in reversed(keys):

@@ -12,7 +12,8 @@ from exporter.generators import Parts
 from exporter.generators.onnx_reading import is_onnx
 from exporter.generators.plain import RANGES, parts_of
 from exporter.generators.plain_onnx import network_of_onnx
-from exporter.generators.plain_torch import load_weights, make_module, network_of_module
+from exporter.generators.plain_torch import network_of_module
+from exporter.generators.plain_weights import load_weights, make_module
 
 
 @dataclass(frozen=True, slots=True)
