@@ -11,6 +11,7 @@ from engine.bundle import FIELD, GOLDEN, Bundle, Oneshot, save_tensors, write_ma
 from engine.cli.sample import main as lace_sample
 from engine.condition import attr
 from engine.errors import BundleError, CheckpointError, ConditionError
+from engine.manifest import check_records
 from engine.oneshot import Wish
 from engine.reference.field import layers as field_layers
 from engine.reference.noise import normals
@@ -246,6 +247,23 @@ def test_a_map_of_another_generator_or_of_other_heads_is_not_added(demo, tmp_pat
     with pytest.raises(BundleError, match=r"'smiling'.*fitted to the sharp head of 'smile'"):
         add_parts(demo, [other], out=tmp_path / "b.lace")
     assert not (tmp_path / "b.lace").exists()
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"targets": {"smile": (0.0, 1.0)}}, "expected attributes that are values"),
+    ({"targets": {"age": (1.0, 0.0)}}, "with their ranges"),
+    ({"even": ("age",)}, "expected attributes that are classes"),
+    ({"blocks": ((31, 8, DIM),)}, "leads from 31 numbers to 16; expected 32 and 16"),
+    ({"confidence": None}, "expected one of them"),
+    ({"guidance": 2.0}, "expected one of them"),
+    ({"label": 7}, "the label 7; expected 0 to"),
+    ({"name": "other"}, "has no graph"),
+])
+def test_a_record_of_a_stranger_that_does_not_fit_is_refused(bundle, change, says):
+    first, *rest = bundle.manifest.oneshots
+    manifest = replace(bundle.manifest, oneshots=(replace(first, **change), *rest))
+    with pytest.raises(BundleError, match=says):
+        check_records(manifest)
 
 
 def test_a_map_is_no_head(tmp_path):
