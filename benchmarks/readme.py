@@ -124,15 +124,15 @@ def right_or_obeying(body: Mapping) -> str:
     """The two ways to sample, over the class conditions of lace-eval's suite posterior."""
     names = {"posterior": "samples of the posterior", "flow": "ends of LACE's flow"}
     found = body["suites"]["posterior"]["summaries"]["classes"]
-    rows = [[names[name], *measures(found[name]), plain(found[name]["ms_16"])] for name in ("flow", "posterior")]
+    rows = [[names[name], *measures(found[name])] for name in ("flow", "posterior")]
     head = [f"{found['posterior']['conditions']} conditions on classes", "obey", "FID above its floor", "recall",
-            "coverage", "other attributes off by (by chance)", "ms a latent"]
+            "coverage", "other attributes off by (by chance)"]
     return f"{markdown(head, rows)}\n\n" + paragraph(
         f"Measured against the plain pictures of which the condition is true ([how, and each condition]({POSTERIOR})).")
 
 
 def measures(f: Mapping) -> list[str]:
-    return [percent(f["acc"]), f"{f['above']:.1f}", plain(f["recall"]), plain(f["coverage"]),
+    return [percent(f["acc"]), f"{f['above']:.3f}", plain(f["recall"]), plain(f["coverage"]),
             f"{plain(f['others'])} ({plain(f['chance'])})"]
 
 
@@ -245,10 +245,10 @@ def posterior(results: Results) -> str:
     if results.posterior is None:
         return NOTHING
     body, found = results.posterior, results.posterior["suites"]["posterior"]
-    methods = [[name, *measures(f), plain(f["branch"]), *(plain(f.get(f"ms_{n}")) for n in (16, 64))]
+    methods = [[name, *measures(f), plain(f["branch"])]
                for name, f in found["summaries"]["classes"].items() if f["conditions"]]
     rows = [[f"`{c['condition']}`", f"{1 / c['rate']:,.0f}" if c["rate"] else "", *each(c["methods"]["posterior"]),
-             *each(c["methods"]["flow"])] for c in found["conditions"]]
+             *each(c["methods"]["flow"])[:-1]] for c in found["conditions"]]
     count = found["conditions"][0]["methods"]["posterior"]["rows"]
     lead = paragraph(
         f"The truth of a condition: those of {found['pool']:,} plain pictures that satisfy it, says a classifier that "
@@ -257,16 +257,16 @@ def posterior(results: Results) -> str:
                     f"{short(body['commit'])}.")
     return "\n\n".join((lead, markdown(
         ["method, over the classes", "obey", "FID above its floor", "recall", "coverage", "others off by (by chance)",
-         "branches of OR off by at most", "ms at 16 rows", "at 64"], methods), markdown(
+         "branches of OR off by at most"], methods), markdown(
         ["condition", "one in", "posterior: obey", "FID (floor)", "error", "exact", "flow: obey", "FID (floor)",
-         "error", "exact"], rows), end))
+         "error"], rows), end))
 
 
 def each(found: Mapping) -> list[str]:
     """A condition by one method."""
     near = found["likeness"]
     error = max(found["errors"].values(), default=None)
-    return [percent(found["holds"]), f"{near['fid']:.1f} ({near['fid_floor']:.1f})" if near else "", plain(error),
+    return [percent(found["holds"]), f"{near['fid']:.3f} ({near['fid_floor']:.3f})" if near else "", plain(error),
             percent(found["exact"])]
 
 
