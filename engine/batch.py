@@ -23,6 +23,7 @@ class Status(IntEnum):
     NONFINITE = 3
     STEP_UNDERFLOW = 4
     NOT_ENTERED = 5
+    DENIED = 6
 
     @property
     def sentence(self) -> str:
@@ -30,7 +31,7 @@ class Status(IntEnum):
 
 
 # numpy takes plain integers ten times as fast as members of an enumeration.
-RUNNING, DONE, STEP_LIMIT, NONFINITE, STEP_UNDERFLOW, NOT_ENTERED = map(int, Status)
+RUNNING, DONE, STEP_LIMIT, NONFINITE, STEP_UNDERFLOW, NOT_ENTERED, DENIED = map(int, Status)
 
 SENTENCES = {
     Status.RUNNING: "still running",
@@ -39,6 +40,7 @@ SENTENCES = {
     Status.NONFINITE: "met a value that is not finite",
     Status.STEP_UNDERFLOW: "needed a step too small to make progress",
     Status.NOT_ENTERED: "found no latent of which the heads are sure enough, and follows the flow instead",
+    Status.DENIED: "met the check's denial in every picture, as many as max_decodes allows",
 }
 
 
@@ -52,6 +54,7 @@ class Start:
     anchor_z, anchor_w   what ``near`` measures from
     solver     how the row advances, None: as its lane does
     wish       the condition for the posterior, whose statements on values are true or false
+    candidate  of the posterior: the number of the seed's candidate that it begins with
     """
 
     z: Array
@@ -64,6 +67,7 @@ class Start:
     anchor_w: Array
     solver: "Solver | None" = None
     wish: Tape = EMPTY
+    candidate: int = 0
     truncation: float = 1.0
 
 
@@ -110,6 +114,7 @@ class Batch:
         self.steps, self.evaluations, self.rejected, self.forced = self.counters.T
         self.walks = np.zeros((capacity, 4), np.int64)
         self.seeds = [0] * capacity
+        self.candidates = [0] * capacity  # that the posterior begins with
         self.wishes: list[Tape] = [EMPTY] * capacity
         self.is_watched = False
         self.tapes: list[Tape] = [EMPTY] * capacity
@@ -119,7 +124,7 @@ class Batch:
         self.z[row], self.origin[row] = start.z, start.z
         self.psi[row], self.truncation[row], self.label[row] = start.psi, start.truncation, start.label
         self.anchor_z[row], self.anchor_w[row] = start.anchor_z, start.anchor_w
-        self.tapes[row], self.seeds[row] = start.tape, start.seed
+        self.tapes[row], self.seeds[row], self.candidates[row] = start.tape, start.seed, start.candidate
         self.near[row] = start.tape.near
         self.columns[row] = len(start.tape.columns)
         self.clock[row], self.step[row], self.error[row], self.reach[row] = 0.0, 0.0, 1.0, np.inf

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy import ndarray as Array
@@ -18,6 +19,9 @@ from engine.requests import Request, Sample
 from engine.solvers import Solver
 from engine.spaces import Space
 
+if TYPE_CHECKING:
+    from engine.check import Check
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -26,6 +30,7 @@ class Ticket:
     future     of somebody in another thread, who may cancel it at any moment before its end; or nobody waits there
     deadline   on the clock of time.monotonic
     sample     the result, without its picture; None while the row runs, and for ever if it was dropped
+    check      looks at the picture before it is the result;  past: the sample that it denied last
     """
 
     request: Request
@@ -33,6 +38,8 @@ class Ticket:
     deadline: float = math.inf
     future: Future[Sample] | None = None
     sample: Sample | None = None
+    check: "Check | None" = None
+    past: Sample | None = None
 
     def is_gone(self) -> bool:
         """Nobody wants it any more."""

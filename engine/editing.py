@@ -92,8 +92,8 @@ class Editor:
         if lack:
             raise RequestError(f"the ladder cannot serve this edit, because {lack}: choose method='flow'")
         if settings:
-            raise RequestError(f"{' and '.join(settings)} can be given to the flow only: the ladder has no such weights; "
-                               "leave it out, or choose method='flow'")
+            raise RequestError(f"{' and '.join(settings)} can be given to the flow only: the ladder has no such "
+                               "weights; leave it out, or choose method='flow'")
         if not is_statement(wanted):
             raise RequestError(f"near and keep, as in {wanted}, are terms of the flow: leave them out, because the "
                                "ladder holds what is not asked for, or choose method='flow'")

@@ -28,7 +28,7 @@ RESERVED = ("vjp", "moments", "prior", "flow", "encoder")
 
 WIDEST, LARGEST, MOST_LAYERS = 1 << 16, 1 << 12, 64
 MOST_HEADS, MOST_CLASSES, MOST_LABELS = 1 << 10, 1 << 12, 1 << 17
-MOST_ONESHOTS, MOST_BLOCKS, MOST_CONDITION = 1 << 10, 16, 10_000
+MOST_ONESHOTS, MOST_BLOCKS, MOST_EVEN, MOST_CONDITION = 1 << 10, 16, 16, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +148,7 @@ class Oneshot:
     condition      its text; a statement whose target is chosen at run time ends with '=?'
     targets        the ranges of these, by attribute, in the order of the network's inputs
     truncation, label      of the w that it reads, and so of all that it makes; label 0 where there are no classes
+    even           class attributes whose classes, and combinations of these, it makes equally often
     confidence, guidance   of the posterior that it was fitted to: one of the two
     blocks         widths of each residual block's dense layers: z, w and targets ..., z
     measured       distances from exact samples that it was not fitted to, by name
@@ -163,6 +164,7 @@ class Oneshot:
     guidance: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping = field(default_factory=dict)
+    even: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not NAME.match(self.name):
@@ -306,7 +308,7 @@ ONESHOT: dict[str, Reader] = {
     "name": text, "condition": sentence, "blocks": many(widths, 1, MOST_BLOCKS), "truncation": real(-1e6, 1e6),
     "targets": by_name(many(number, 2, 2)), "label": whole(0, MOST_LABELS),
     "confidence": optional(real(0, 1, above=True)), "guidance": optional(real(0, 1e9, above=True)),
-    "measured": by_name(number), "provenance": table,
+    "measured": by_name(number), "provenance": table, "even": many(text, 0, MOST_EVEN),
 }
 GRAPH: dict[str, Reader] = {
     "file": text, "precision": one_of("fp32", "fp16", "bf16"), "noise": one_of("const", "none", "input"),
@@ -433,6 +435,8 @@ def check_oneshot(entry: Oneshot, manifest: Manifest) -> None:
     if not set(entry.targets) <= values or any(low > high for low, high in entry.targets.values()):
         raise BundleError(f"{where} has the targets {', '.join(entry.targets):.120}; expected attributes that are "
                           "values, with their ranges")
+    if not set(entry.even) <= {a.name for a in manifest.attributes if a.kind == "class"}:
+        raise BundleError(f"{where} is even in {', '.join(entry.even):.120}; expected attributes that are classes")
     ends = g.z_dim + g.w_dim + len(entry.targets), g.z_dim
     for block in entry.blocks:
         if (block[0], block[-1]) != ends:

@@ -32,11 +32,13 @@ class Wish:
 
     text      with its question marks
     targets   the range of each open target, by attribute
+    even      class attributes whose classes are to be equally frequent; the text may then be empty
     Raises ConditionError for a text that cannot be read, or an open target that is not joined to the rest by and.
     """
 
     text: str
     targets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    even: tuple[str, ...] = ()
 
     def __post_init__(self):
         if open_names(self.text) != tuple(self.targets):
@@ -46,15 +48,19 @@ class Wish:
     @property
     def names(self) -> tuple[str, ...]:
         """The attributes that it asks for."""
-        return reduce(and_, conjuncts(self.text)).attributes()
+        asked = [name for part in conjuncts(self.text) for name in part.attributes()]
+        return tuple(dict.fromkeys([*asked, *self.even]))
 
     def rest(self) -> Condition | None:
         """What is not open; None if that is nothing."""
         parts = [part for part in conjuncts(self.text) if not (isinstance(part, Is) and part.name in self.targets)]
         return reduce(and_, parts) if parts else None
 
-    def condition(self, targets: Mapping[str, float]) -> Condition:
-        """The condition with these targets. RequestError for one that is missing, too much, or out of its range."""
+    def condition(self, targets: Mapping[str, float]) -> Condition | None:
+        """The condition with these targets, which every sample is to satisfy; None if that is nothing.
+
+        RequestError for a target that is missing, too much, or out of its range.
+        """
         if set(targets) != set(self.targets):
             known = ", ".join(f"{name} ({low:g} to {high:g})" for name, (low, high) in self.targets.items())
             raise RequestError(f"the targets are {', '.join(targets) or 'none'}; {self.text!r} needs: "
@@ -65,7 +71,7 @@ class Wish:
                                    f"from {low:g} to {high:g}")
         filled = [Is(part.name, float(targets[part.name])) if isinstance(part, Is) and part.name in self.targets
                   else part for part in conjuncts(self.text)]
-        return reduce(and_, filled)
+        return reduce(and_, filled) if filled else None
 
 
 def open_names(text: str) -> tuple[str, ...]:
@@ -80,13 +86,15 @@ def open_names(text: str) -> tuple[str, ...]:
 
 
 def conjuncts(text: str) -> tuple[Condition, ...]:
-    """The parts that a condition joins by and; open targets have any number."""
+    """The parts that a condition joins by and, none of an empty text; open targets have any number."""
+    if not text.strip():
+        return ()
     condition = parse(OPEN.sub(r"\1=0.5", text))
     return condition.parts if isinstance(condition, And) else (condition,)
 
 
 def wish_of(record: Oneshot) -> Wish:
-    return Wish(record.condition, dict(record.targets))
+    return Wish(record.condition, dict(record.targets), record.even)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +115,10 @@ class Polish:
         """Take all rows to their end."""
         world = FieldWorld(flow, batch, rows)
         settings = Settings(self.confidence, self.guidance)
-        ends = polish(world, [batch.seeds[row] for row in rows.tolist()], settings, batch.z[rows], self.steps)
-        world.keep(np.arange(len(rows)), ends)
-        batch.status[rows] = Status.DONE
+        x = flow.prior.pull(batch.z[rows], batch.truncation[rows])
+        ends = polish(world, [batch.seeds[row] for row in rows.tolist()], settings, x, self.steps)
+        batch.keep(rows, ends.log_p, *world.read(ends.x))
+        batch.z[rows] = flow.prior.push(ends.x, batch.truncation[rows])
+        batch.steps[rows], batch.status[rows] = ends.corrections, Status.DONE
         batch.walks[rows] = np.stack([ends.exact, ends.candidates, ends.corrections, ends.accepted], axis=1)
         batch.evaluations[rows] += ends.candidates + ends.corrections

@@ -15,6 +15,7 @@ from engine.grammar import parse
 from engine.reference.noise import SEED_LIMIT
 
 MOST_POLISH = 10_000  # steps: more are asked for by mistake
+MOST_CANDIDATES = 2**24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +35,7 @@ class Request:
     oneshot      a one-pass map of the bundle in place of a condition: it has its own truncation, label and strength
     targets      by attribute, of the map's statements whose target is open
     polish       steps that bring what the map makes nearer to the posterior (none)
+    candidate    of the posterior: number of the seed's candidate that it begins with, which is another start
 
     Raises RequestError, and ConditionError for a condition that cannot be read.
     """
@@ -50,6 +52,7 @@ class Request:
     oneshot: str | None = None
     targets: Mapping[str, float] | None = None
     polish: int | None = None
+    candidate: int = 0
 
     def __post_init__(self):
         self.check_oneshot()
@@ -71,6 +74,8 @@ class Request:
             raise RequestError(f"confidence {self.confidence!r} is not a number between 0 and 1")
         if self.confidence is not None and self.guidance is not None:
             raise RequestError("confidence and guidance both say how sure the heads must be: give one of them")
+        if not isinstance(self.candidate, numbers.Integral) or not 0 <= self.candidate < MOST_CANDIDATES:
+            raise RequestError(f"candidate {self.candidate!r} is not an integer in [0, 2**24)")
         if self.steps is not None and not (isinstance(self.steps, numbers.Integral) and self.steps > 0):
             raise RequestError(f"steps {self.steps!r} is not a positive integer")
 
@@ -124,6 +129,8 @@ class Sample:
     exact, candidates, corrections, acceptance   of the posterior: whether a candidate of the prior was accepted, which
                   is an exact and independent sample; how many were drawn; steps of preconditioned Crank-Nicolson for
                   rows without one, and the share of these that moved the row, None without steps
+    candidate     the candidate that the row began with; more than 0 behind one whose picture was denied
+    decodes       pictures that a check looked at, 0 without one
     anchor        of an edit by the ladder: the sample with which the chain of edits began
     changed       of such an edit: the attributes that nobody asked for and that have changed, by the sharp heads: from
                   what they were in the anchor, or after the edit that had asked for them
@@ -145,6 +152,8 @@ class Sample:
     candidates: int = 0
     corrections: int = 0
     acceptance: float | None = None
+    candidate: int = 0
+    decodes: int = 0
     anchor: "Sample | None" = None
     changed: tuple[str, ...] = ()
 

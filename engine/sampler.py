@@ -12,8 +12,9 @@ from typing import Unpack
 import numpy as np
 from numpy import ndarray as Array
 
-from engine.batch import Batch, Status
+from engine.batch import Batch, Start, Status
 from engine.bundle import Bundle
+from engine.check import Check, confirm, open_check
 from engine.condition import Condition
 from engine.constants import MOST_THREADS
 from engine.drive import Ticket
@@ -35,6 +36,7 @@ from engine.starts import Starts
 DEMO = "demo"
 # Limits of what is asked for by mistake: more would only fail later, in the middle of the work.
 MOST_ROWS, MOST_WAITING = 65_536, 2**31
+CHECKED = 64  # pictures that a check looks at together
 
 
 def find_bundle(bundle: str | os.PathLike | Bundle) -> Bundle:
@@ -67,7 +69,7 @@ def choose(solver: str | Solver | None, given: dict, *, logic: str, confidence: 
     return make_solver("gauss-newton" if solver is None else solver, **settings), None
 
 
-def check(samples: list[Sample], strict: bool) -> list[Sample]:
+def arrived(samples: list[Sample], strict: bool) -> list[Sample]:
     """The samples; if ``strict``, SolveError for rows that did not arrive."""
     failed = [f"row {i} (seed {s.seed}) {s.status.sentence}" for i, s in enumerate(samples) if s.status != Status.DONE]
     if strict and failed:
@@ -94,6 +96,9 @@ class Sampler:
                     psi times a normal truncated to [-2, 2]; latents that a request brings are left alone
     threads         of the runtime; 0: its own choice
     precision       of the runtime, where it offers a choice, as openvino does; None: its default
+    check           an image classifier (MODEL.onnx, its spec beside it) that looks at the pictures of the posterior:
+                    one that it denies sends the row on to its next candidate. ``solve`` draws for it too
+    max_decodes     pictures of a row that it looks at, at most (32); then the row ends as DENIED
     queue_size      requests that may wait for ``submit``'s rows
 
     A row's result does not depend on the other rows of a call. Threads may share a sampler: each call has a batch of
@@ -107,7 +112,8 @@ class Sampler:
                  clock: str | None = None, logic: str = "product", temperature: float = 1.0,
                  guidance: float | None = None, confidence: float | None = None,
                  truncation: float | None = None, threads: int = 0,
-                 precision: str | None = None, queue_size: int = QUEUE):
+                 precision: str | None = None, queue_size: int = QUEUE,
+                 check: str | os.PathLike | Check | None = None, max_decodes: int | None = None):
         for name, number, low, high in (("capacity", capacity, 1, MOST_ROWS), ("threads", threads, 0, MOST_THREADS),
                                         ("queue_size", queue_size, 1, MOST_WAITING)):
             if not isinstance(number, Integral) or not low <= number <= high:
@@ -132,25 +138,56 @@ class Sampler:
                              posterior=posterior, is_strict=solver is not None and posterior is not None)
         self.editor = Editor(self.starts, self.collect, self.measure)
         self.queue_size = queue_size
+        self.check = self.open_check(check, max_decodes)
         self.service = self.new_service()
 
     def sample(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
                oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
-               strict: bool = False) -> list[Sample]:
+               strict: bool = False, check: str | os.PathLike | Check | None = None,
+               max_decodes: int | None = None) -> list[Sample]:
         """Solve and decode: one condition for many ``seeds``, or a sequence of Requests.
 
         oneshot, targets, polish   a one-pass map of the bundle in place of the condition, see Request
         strict   raise SolveError, which lists them, if some rows did not reach the end of the flow
+        check, max_decodes   instead of the sampler's
         """
-        return self.render(self.solve(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish, strict=strict))
+        requests = as_requests(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish)
+        return self.render(self.confirmed(self.tickets(requests, self.open_check(check, max_decodes) or self.check),
+                                          strict))
 
     def solve(self, wanted: Wanted = None, seeds: Iterable[int] | int | None = None, *,
               oneshot: str | None = None, targets: Mapping[str, float] | None = None, polish: int | None = None,
               strict: bool = False) -> list[Sample]:
         """``sample`` without the pictures."""
         requests = as_requests(wanted, seeds, oneshot=oneshot, targets=targets, polish=polish)
-        starts = self.starts.all(requests)
-        return self.collect([Ticket(*pair) for pair in zip(requests, starts, strict=True)], strict)
+        samples = self.confirmed(self.tickets(requests, self.check), strict)
+        return [replace(sample, image=None) for sample in samples] if self.check else samples
+
+    def open_check(self, check: str | os.PathLike | Check | None, max_decodes: int | None) -> Check | None:
+        """Raises ClassifierError and SolveError."""
+        if check is None:
+            if max_decodes is not None:
+                raise SolveError("max_decodes is a check's: give check=MODEL.onnx too, or leave it out")
+            return None
+        if isinstance(check, Check):
+            return check if max_decodes is None else replace(check, max_decodes=max_decodes)
+        return open_check(check, self.bundle.attributes, max_decodes)
+
+    def tickets(self, requests: Sequence[Request], check: Check | None) -> list[Ticket]:
+        """Of requests whose pictures a check looks at, if there is one. Raises RequestError, ClassifierError."""
+        pairs = zip(requests, self.starts.all(requests), strict=True)
+        return [Ticket(request, start, check=self.check_of(request, start, check)) for request, start in pairs]
+
+    def check_of(self, request: Request, start: Start, check: Check | None) -> Check | None:
+        """The check of one request: nothing is checked where nothing is asked."""
+        if check is None or request.expression is None:
+            return None
+        if not isinstance(start.solver, Posterior):
+            why = "the sampler takes the flow" if self.starts.posterior is None else self.starts.refusal(request)
+            raise RequestError(f"check confirms samples of the posterior, which cannot serve this request, because "
+                               f"{why}: leave the check out")
+        check.require(request.expression)
+        return check
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield decoded samples as their rows finish; waiting requests take the free slots.
@@ -162,8 +199,11 @@ class Sampler:
             yield from service.stream(requests)
 
     def new_service(self) -> Service:
-        return Service(self.starts.start, self.flows.run, self.render, capacity=self.capacity,
-                       queue_size=self.queue_size)
+        return Service(self.begin, self.flows.run, self.render, capacity=self.capacity, queue_size=self.queue_size)
+
+    def begin(self, request: Request) -> Ticket:
+        """A request as the service solves it."""
+        return self.tickets([request], self.check)[0]
 
     def submit(self, request: Request, *, deadline: float | None = None, block: bool = True,
                timeout: float | None = None) -> Future[Sample]:
@@ -195,7 +235,7 @@ class Sampler:
         samples = [replace(sample, request=self.starts.plain(sample.request)) for sample in samples]
         wanted = parse(condition) if isinstance(condition, str) else condition
         names = [keep] if isinstance(keep, str) else keep
-        return self.render(check(self.editor.edit(samples, wanted, method, names, settings), strict))
+        return self.render(arrived(self.editor.edit(samples, wanted, method, names, settings), strict))
 
     def measure(self, samples: Sequence[Sample]) -> list[dict[str, Array]]:
         """Raw logits (C,) of every attribute of the bundle that can be read there, one dictionary per sample."""
@@ -230,15 +270,34 @@ class Sampler:
             return evidence(FieldWorld(flow, batch, np.arange(1)), start.solver.settings, error=error)
 
     def render(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Decode: the same samples with their ``image``."""
-        return render(self.runtime.drawing, self.bundle.generator, samples)
+        """Decode: the same samples with their ``image``. Those that have one keep it."""
+        drawn = iter(render(self.runtime.drawing, self.bundle.generator, [s for s in samples if s.image is None]))
+        return [next(drawn) if sample.image is None else sample for sample in samples]
+
+    def confirmed(self, tickets: Sequence[Ticket], strict: bool) -> list[Sample]:
+        """Solve all, and draw and look at those that have a check, until none is denied or each was drawn often enough.
+        """
+        running = tickets
+        while running:
+            self.run(running)
+            checked = [ticket for ticket in running if ticket.check is not None]
+            running = []
+            for first in range(0, len(checked), CHECKED):
+                part = checked[first : first + CHECKED]
+                samples = self.render([ticket.sample for ticket in part if ticket.sample is not None])
+                running += confirm(part, samples)
+        return arrived([ticket.sample for ticket in tickets if ticket.sample is not None], strict)
 
     def collect(self, tickets: Sequence[Ticket], strict: bool = False) -> list[Sample]:
         """Solve all; their samples in the same order."""
+        self.run(tickets)
+        return arrived([ticket.sample for ticket in tickets if ticket.sample is not None], strict)
+
+    def run(self, tickets: Sequence[Ticket]) -> None:
+        """Solve all."""
         capacity, waiting = min(self.flows.room, len(tickets)), iter(tickets)
         for _ in self.flows.run(lambda running: islice(waiting, capacity - running), capacity):
             pass
-        return check([ticket.sample for ticket in tickets if ticket.sample is not None], strict)
 
     def __reduce__(self):
         raise TypeError("a Sampler holds threads and compiled code and cannot be pickled: hand over the bundle's path, "

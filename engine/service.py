@@ -16,7 +16,7 @@ from itertools import islice
 from queue import SimpleQueue
 from threading import TIMEOUT_MAX, Condition, Event, Semaphore, Thread, current_thread
 
-from engine.batch import Start
+from engine.check import confirm
 from engine.drive import Ticket
 from engine.errors import BackendError, ClosedError, DeadlineError, QueueFullError, RequestError
 from engine.forks import remember
@@ -56,7 +56,7 @@ class Worker(Thread):
 class Service:
     """Solves and decodes what threads submit, on a batch of its own.
 
-    begin          a request's start, or what is wrong with the request
+    begin          a request's ticket, or what is wrong with the request
     run            solves what it takes, a number of rows at a time: ``engine.solving.Flows.run``
     render         samples with their pictures
     capacity       rows in flight at a time
@@ -65,10 +65,11 @@ class Service:
                    many fewer rows are refilled, so that memory stays flat when decoding is the slower part
 
     A request becomes a ticket, which lies in exactly one of ``waiting``, ``solving`` and ``decoding``, and is settled
-    when it leaves the last of them. Use it in a ``with`` block, or call ``close``.
+    when it leaves the last of them; one whose picture its check denies goes back to the first. Use it in a ``with``
+    block, or call ``close``.
     """
 
-    def __init__(self, begin: Callable[[Request], Start],
+    def __init__(self, begin: Callable[[Request], Ticket],
                  run: Callable[[Callable[[int], Iterable[Ticket]], int], Iterator[list[Ticket]]],
                  render: Callable[[Sequence[Sample]], list[Sample]], *, capacity: int, queue_size: int = QUEUE,
                  decode_batch: int = DECODE_BATCH):
@@ -109,7 +110,8 @@ class Service:
             raise TypeError(f"expected a Request, found {type(request).__name__}")
         end = time.monotonic() + seconds("deadline", deadline)
         timeout, future = seconds("timeout", timeout), Future[Sample]()
-        ticket = Ticket(request, self.begin(request), end, future)
+        ticket = self.begin(request)
+        ticket.deadline, ticket.future = end, future
         with self.changed:
             has_room = self.changed.wait_for(
                 lambda: not self.is_open or len(self.waiting) < self.queue_size,
@@ -234,7 +236,7 @@ class Service:
                 gone = self.swept() if not running or time.monotonic() >= self.next_sweep else []
                 taken = [self.waiting.popleft() for _ in range(min(self.room(), len(self.waiting)))]
                 self.solving.update(taken)
-                has_ended = not self.is_open and not self.waiting
+                has_ended = not self.is_open and not self.waiting and not self.decoding
                 if gone or taken:
                     self.changed.notify_all()
                 elif not running and not has_ended:
@@ -279,24 +281,28 @@ class Service:
                 tickets = list(islice(self.decoding, self.decode_batch))
             if not tickets:
                 return
-            self.finish(tickets)
+            again = self.finish(tickets)
             with self.changed:
                 for _ in tickets:
                     self.decoding.popleft()
+                self.waiting.extendleft(again)
                 self.changed.notify_all()
 
-    def finish(self, tickets: list[Ticket]) -> None:
-        """Decode together what somebody still wants, and settle all."""
+    def finish(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Decode together what somebody still wants, and settle all but those that go on to their next candidate."""
         gone = [ticket for ticket in tickets if ticket.is_gone()]
         settle(gone, late())
         wanted = [ticket for ticket in tickets if ticket not in gone]
         try:
             samples = self.render([ticket.sample for ticket in wanted if ticket.sample is not None])
+            again = confirm(wanted, samples)
         except Exception as error:
             settle(wanted, error)
-            return
-        for ticket, sample in zip(wanted, samples, strict=True):
-            settle([ticket], sample)
+            return []
+        for ticket in wanted:
+            if ticket.sample is not None:
+                settle([ticket], ticket.sample)
+        return again
 
 
 def settle(tickets: Iterable[Ticket], end: Sample | Exception) -> None:

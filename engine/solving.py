@@ -131,5 +131,5 @@ def retire(lane: Lane, rows: Array) -> None:
             logits=flow.named(batch.logits[row].copy(), batch.tapes[row]), energy=0.0 - logp,
             status=Status(status), steps=steps, evaluations=evaluations, rejected=rejected, forced=forced,
             exact=bool(exact), candidates=candidates, corrections=corrections,
-            acceptance=accepted / corrections if corrections else None,
+            acceptance=accepted / corrections if corrections else None, candidate=batch.candidates[row],
         )

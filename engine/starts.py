@@ -49,6 +49,7 @@ class Starts:
         self.bundle, self.flows, self.posterior, self.is_strict = bundle, flows, posterior, is_strict
         self.logic, self.temperature, self.guidance, self.truncation = logic, temperature, guidance, truncation
         self.tapes: dict[tuple[Condition | None, Space | None, float], Tape] = {}
+        self.granted: dict[tuple, Condition | None] = {}  # by a map's name and its targets
         self.lower(None)  # refuse a bad logic at once
 
     def start(self, request: Request) -> Start:
@@ -102,7 +103,12 @@ class Starts:
         if request.oneshot is None:
             return request
         record = self.oneshot(request)
-        condition = wish_of(record).condition(request.targets or {})
+        key = record.name, tuple((request.targets or {}).items())
+        condition = self.granted.get(key)
+        if condition is None:  # reading a text takes longer than the map
+            if len(self.granted) >= TAPES:
+                self.granted.clear()
+            condition = self.granted[key] = wish_of(record).condition(request.targets or {})
         label = record.label if self.bundle.generator.labels else None
         return Request(condition, seed=request.seed, truncation=record.truncation, label=label,
                        confidence=record.confidence, guidance=record.guidance)
@@ -119,6 +125,7 @@ class Starts:
             z=latent, space=space, tape=tape if anchor is None else tape.anchored(anchor.logits),
             psi=psi, truncation=truncation, label=self.label(request), seed=int(request.seed),
             solver=solver, wish=self.wish(condition, solver) if isinstance(solver, Posterior | Polish) else EMPTY,
+            candidate=int(request.candidate),
             anchor_z=latent if anchor is None else anchor.z,
             anchor_w=np.zeros(w_dim, np.float32) if anchor is None else anchor.w,
         )
@@ -131,7 +138,7 @@ class Starts:
         why_not = "the sampler takes the flow" if self.posterior is None else self.refusal(request)
         if self.posterior is not None and why_not is None:
             return self.posterior.asked(request.confidence, request.guidance, request.steps)
-        if self.is_strict or request.confidence is not None:
+        if self.is_strict or request.confidence is not None or request.candidate:
             raise RequestError(f"solver 'posterior' cannot serve this request, because {why_not}: choose a solver of "
                                "the flow, such as gauss-newton, which takes a guidance")
         return None if request.steps is None else with_steps(self.flows.solver, int(request.steps))
@@ -139,6 +146,9 @@ class Starts:
     def polish(self, request: Request) -> Polish:
         """What measures the rows of a one-pass map. Raises RequestError where its heads cannot be read."""
         record = self.oneshot(request)
+        if record.even and request.polish:
+            raise RequestError(f"the one-pass map {record.name!r} makes {' and '.join(record.even)} even, which the "
+                               "posterior that polish leads to is not: leave polish out")
         if (why_not := self.refusal(self.plain(request))) is not None:
             raise RequestError(f"the one-pass map {record.name!r} cannot be used, because {why_not}")
         return Polish(record.confidence, record.guidance, int(request.polish or 0))

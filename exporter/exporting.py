@@ -103,7 +103,7 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
         if not heads:
             raise BundleError(f"{path} is a bundle already: pass --heads to add to it")
         bundle = Bundle(path)
-        stacks = read_stacks(heads, labels, bundle.field["mapping.w_avg"])
+        stacks = only_heads(read_stacks(heads, labels, bundle.field["mapping.w_avg"]))
         return add_stacks(bundle, stacks, target, overwrite, provenance or {}, guidance, progress)
     source, wishes = {}, Wishes(latent, classes, value_range, module, module_args or {})
     if not hasattr(gan, "mapping"):
@@ -116,7 +116,7 @@ def export(gan, heads: Sequence = (), *, out: str | PathLike | None = None, trun
     if path is not None:
         source = {"source": path.name, "sha256": sha256(path), **training_record(path)}
     facts = generator_facts(gan, name or (path.stem if path else "generator"), truncation, guidance)
-    stacks = rename(read_stacks(heads, labels, array(gan.mapping.w_avg)), set())
+    stacks = rename(only_heads(read_stacks(heads, labels, array(gan.mapping.w_avg))), set())
     refuse_lonely(stacks)
     check_heads(stacks, facts)
     manifest = Manifest(
@@ -309,6 +309,14 @@ def refuse_for_plain(options: dict) -> None:
     if given := [option for option, value in options.items() if value is not None]:
         raise BundleError(f"{', '.join(given)}: is of StyleGAN's layers; this generator keeps the types of its file, "
                           "so leave it out")
+
+
+def only_heads(parts: list) -> list:
+    """The parts, which are heads. BundleError for a one-pass map among them: it is of a bundle that exists."""
+    if maps := [part.record.name for part in parts if isinstance(part, OneshotPart)]:
+        raise BundleError(f"{', '.join(maps)}: a one-pass map is no head, and belongs to a bundle that is there: "
+                          "lace-export --bundle B --add PART --out B2")
+    return parts
 
 
 def refuse_lonely(stacks: Sequence) -> None:

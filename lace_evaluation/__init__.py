@@ -7,6 +7,7 @@ zero_shot     combinations that plain samples hardly ever show
 logic         AND, OR, NOT, nested, bounds
 solvers       accuracy and distance from a converged solution against evaluations
 posterior     samples against the plain samples that satisfy a condition: ours, the flow, the baselines
+oneshot       one-pass maps against exact samples and the flow; trains a map for each of its conditions
 
 study.py holds what all of them share, methods.py and baselines.py what they compare, store.py what is finished.
 goals.py says what was reached, exceptions.py where a baseline is ahead and why; statistics.py and nearness.py hold the
@@ -16,6 +17,6 @@ intervals. tables.py, plots.py, sheets.py and report.py write it down; compare.p
 # suite: its module, which gives cells(study) and facts(study, cells)
 SUITES = {
     "conditional": "conditional", "editing": "editing", "zero-shot": "zero_shot", "logic": "logic",
-    "solvers": "solvers", "posterior": "posterior",
+    "solvers": "solvers", "posterior": "posterior", "oneshot": "oneshot",
 }
 OURS = "ours"  # the method that is the sampler itself

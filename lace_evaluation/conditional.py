@@ -18,8 +18,9 @@ from lace_evaluation.statistics import bootstrap, half_width
 from lace_evaluation.store import Cell
 from lace_evaluation.study import Study
 from lace_evaluation.targets import SOURCES, Targets, draw, generator, holds, scores, sets
+from lace_evaluation.world import PLAIN, features
+from lace_evaluation.world import RENDERS as FRESH_RENDERS
 from lace_trainer.faces import ATTRIBUTES, Factors, render, sample_factors
-from lace_trainer.judges import metrics
 
 # Real pictures with the wanted labels: how often the judge agrees with the truth, and the least Fréchet distance that
 # as many pictures can have.
@@ -35,6 +36,7 @@ def cells(study: Study) -> dict[str, Callable[[], Cell]]:
     return {
         f"conditional/{size}/{source}/{method}": partial(cell, study, method, source, groups[size])
         for size in groups for source in SOURCES for method in rows_of(source)
+        if method != RENDERS or study.is_rendered
     }
 
 
@@ -48,7 +50,7 @@ def cell(study: Study, method: str, source: str, groups: Sequence[tuple[str, ...
     count = study.count * (2 if len(groups) == 1 else 1)
     parts = []
     for k, names in enumerate(groups):
-        targets = draw(source, names, study.attributes, count, study.seed, first=k * count)
+        targets = draw(source, names, study.attributes, count, study.seed, first=k * count, law=study.law)
         parts.append(rendered(study, targets, source) if method == RENDERS else asked(study, method, targets))
     return joined(study, source, parts, keep_features=source == "training")
 
@@ -93,12 +95,12 @@ def rendered(study: Study, targets: Targets, source: str) -> Cell:
     labels = drawn.labels.copy()
     order = [attribute.name for attribute in ATTRIBUTES]
     labels[:, [order.index(name) for name in targets.names]] = targets.values
-    pictures = render(Factors(labels, drawn.identity, drawn.scene), size=study.judge.shape.size)
+    pictures = render(Factors(labels, drawn.identity, drawn.scene), size=study.sampler.bundle.generator.resolution)
     seen = study.judge.predict(pictures)[:, study.columns]
     score = scores(targets, seen, study.attributes)
     rows = {"acc": score.mean(axis=1), "holds": holds(targets, score, study.attributes)}
     facts = {"attributes": by_attribute(targets, score), "seconds": {}}
-    other = {"features": metrics.features(study.judge, pictures), "pictures": pictures[:SHOWN]}
+    other = {"features": features(study.judge, pictures), "pictures": pictures[:SHOWN]}
     return Cell(facts, as_floats(rows), other)
 
 
@@ -171,7 +173,8 @@ def facts(study: Study, found: Mapping[str, Cell]) -> dict:
     groups = {size: [list(names) for names in members] for size, members in sets(study.attributes).items()}
     classes = [name for name, attribute in study.attributes.items() if attribute.kind == "class"]
     renders = {"share": study.widest.share, "far": study.widest.far(study.reference)}
-    return {"groups": groups, "classes": classes, "sets": tree, "fid_from": len(study.reference), "renders": renders}
+    return {"groups": groups, "classes": classes, "sets": tree, "fid_from": len(study.reference), "renders": renders,
+            "reference": FRESH_RENDERS if study.is_rendered else PLAIN}
 
 
 def is_farther(ours: Mapping, other: Mapping) -> bool:

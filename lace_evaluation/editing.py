@@ -27,6 +27,7 @@ from lace_evaluation.statistics import half_width
 from lace_evaluation.store import Cell
 from lace_evaluation.study import Seen, Study
 from lace_evaluation.targets import Targets, scores
+from lace_evaluation.world import edits
 
 Edit = Callable[[Study, Sequence[Sample], Condition], list[Sample]]
 Choice = str | float
@@ -70,7 +71,9 @@ METHODS: dict[str, Edit] = {
 
 
 def steps(study: Study) -> dict[str, tuple[Choice, Choice]]:
-    """STEPS as far as the bundle has the attributes."""
+    """STEPS as far as the bundle has the attributes; of a bundle that is not of the demonstration world, its own."""
+    if not study.is_rendered:
+        return edits(study.attributes, study.pool.labels)
     return {name: choices for name, choices in STEPS.items() if name in study.attributes}
 
 

@@ -52,8 +52,8 @@ def in_accuracy(size: str, name: str, methods: Mapping[str, dict]) -> Shortfall:
              f"{other['evaluations']:.0f} evaluations for ours {ours['evaluations']:.0f} and energy "
              f"{other['energy']:.3g} for ours {ours['energy']:.3g}")
     why = reason(gap, low, high, name, methods, exact["acc"] - ours["acc"] if exact else None)
-    context = f"; real renders have {methods[RENDERS]['acc']:.4f}" + (
-        f", the converged flow {exact['acc']:.4f}" if exact else "")
+    context = "".join([f"; real renders have {methods[RENDERS]['acc']:.4f}" if RENDERS in methods else "",
+                       f"; the converged flow has {exact['acc']:.4f}" if exact else ""])
     return Shortfall(where, why + context if why else "", low > 0)
 
 

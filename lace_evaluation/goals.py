@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from engine.text import code
-from lace_evaluation import OURS, posterior_report
+from lace_evaluation import OURS, oneshot, posterior_report
 from lace_evaluation.conditional import RENDERS
 from lace_evaluation.exceptions import BASELINES, shortfalls
 from lace_evaluation.logic import PRODUCT
@@ -25,26 +25,27 @@ class Goal:
 def goals(suites: Mapping[str, dict]) -> list[dict]:
     """Of the suites that were run, ready for JSON."""
     judges = {"conditional": conditional, "editing": editing, "logic": logic, "solvers": solvers,
-              "posterior": posterior}
+              "posterior": posterior, "oneshot": one_pass}
     return [asdict(goal) for name, judge in judges.items() if suites.get(name) for goal in judge(suites[name])]
 
 
 def conditional(facts: dict) -> Iterator[Goal]:
     sets = facts["sets"]
     single = {n: acc for n, acc in sets["one"]["uniform"][OURS]["attributes"].items() if n in facts["classes"]}
-    truth = sets["one"]["uniform"][RENDERS]["attributes"]
+    truth = sets["one"]["uniform"].get(RENDERS, {}).get("attributes", {})
     if single:
         low = {name: acc for name, acc in single.items() if acc < SINGLE}
-        notes = tuple(f"{n} {acc:.3f}; the judge gives real renders {truth[n]:.3f}" for n, acc in low.items())
+        notes = tuple(f"{n} {acc:.3f}" + (f"; the judge gives real renders {truth[n]:.3f}" if n in truth else "")
+                      for n, acc in low.items())
         yield Goal(f"ACC of each single class attribute, uniform targets, at least {SINGLE:g}",
                    f"least {min(single.values()):.3f}", not low, notes)
     for size, least, sources in (("three", THREE, ("uniform", "training")), ("all", ALL, ("training",))):
         for source in sources if size in sets else ():
-            ours, real = sets[size][source][OURS], sets[size][source][RENDERS]
+            ours, real = sets[size][source][OURS], sets[size][source].get(RENDERS)
             met = ours["acc"] >= least
             notes = () if met else (
                 f"the heads call {ours['heads']:.0%} of the rows true, the judge {ours['holds']:.0%}",
-                f"the judge gives real renders of these labels {real['acc']:.3f}")
+                *([f"the judge gives real renders of these labels {real['acc']:.3f}"] if real else []))
             what = "three attributes" if size == "three" else "all attributes at once"
             yield Goal(f"mean ACC of {what}, {source} targets, at least {least:g}",
                        f"{ours['acc']:.3f} ± {ours['acc_half_width']:.3f}", met, notes)
@@ -103,6 +104,11 @@ def solvers(facts: dict) -> Iterator[Goal]:
             f"{v['nearer']:.0%} of {found['reference']['determined']} rows",
             False if not cheap else near, tuple(notes),
         )
+
+
+def one_pass(facts: dict) -> Iterator[Goal]:
+    for text, found, met in oneshot.goals(facts):
+        yield Goal(text, found, met)
 
 
 def posterior(facts: dict) -> Iterator[Goal]:

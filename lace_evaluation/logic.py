@@ -18,6 +18,7 @@ from engine.condition import Condition, Or
 from engine.grammar import parse
 from engine.requests import Sample
 from engine.tape import satisfied
+from lace_evaluation import world
 from lace_evaluation.goal import as_logits
 from lace_evaluation.paper import BATCH, SharedDopri5
 from lace_evaluation.questions import TOLERANCE
@@ -65,7 +66,9 @@ METHODS: dict[str, Callable[[Study, list[Condition]], list[Sample]]] = {
 
 
 def formulas(study: Study) -> list[tuple[str, str]]:
-    """FORMULAS as far as the bundle has the attributes."""
+    """FORMULAS as far as the bundle has the attributes; of a bundle that is not of the demonstration world, its own."""
+    if not study.is_rendered:
+        return world.formulas(study.attributes, study.pool.labels)
     return [(kind, text) for kind, text in FORMULAS if set(parse(text).attributes()) <= set(study.attributes)]
 
 

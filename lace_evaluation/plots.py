@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lace_evaluation import OURS, posterior_report
+from lace_evaluation import OURS, oneshot, posterior_report
 from lace_evaluation.conditional import CONVERGED, RENDERS, rows_of
 from lace_evaluation.figures import COLOURS, panels, save
 from lace_evaluation.methods import METHODS
@@ -31,26 +31,34 @@ def conditional(facts: Mapping, folder: Path) -> None:
     sets = facts["sets"]
     figure, axes = panels(2, len(sets), 3.1, 2.9)
     for (size, sources), top, bottom in zip(sets.items(), axes[0], axes[1], strict=True):
-        for name in rows_of("training"):
+        for name in (name for name in rows_of("training") if name in sources["training"]):
             f = sources["training"][name]
             # One without an answer for most rows lies so far off that it would squeeze the others together.
             if f["fid"] is not None and f.get("reached", 1) > 0.5:
                 top.scatter(f["fid"], f["acc"], color=COLOURS[name], marker=MARKERS.get(name, "o"), label=name,
                             s=110 if name in (OURS, RENDERS) else 45, zorder=4 if name in MARKERS else 3)
-        for i, name in enumerate(rows_of("uniform")):
+        for i, name in enumerate(shown_rows(sources["uniform"])):
             f = sources["uniform"][name]
             bottom.barh(-i, f["acc"], color=COLOURS[name], xerr=f["acc_half_width"], error_kw={"lw": 0.8})
             bottom.text(0.01, -i, f"{f['acc']:.3f}", va="center", ha="left", color="white", fontsize=8)
         top.set(title=SIZES[size], xlabel="FID (less is better)", xlim=(0, None))
         bottom.set(xlabel="ACC", xlim=(0, 1), yticks=[])
     axes[0][0].set_ylabel("ACC, training targets")
-    axes[1][0].set_yticks(-np.arange(1 + len(METHODS)), (RENDERS, *METHODS))
+    names = shown_rows(next(iter(sets.values()))["uniform"])
+    axes[1][0].set_yticks(-np.arange(len(names)), names)
     axes[1][0].set_ylabel("uniform targets")
     handles = {text: handle for ax in axes[0] for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="upper center", ncol=len(handles), bbox_to_anchor=(0.5, 1.05))
+    if handles:  # a few rows have no distance
+        figure.legend(handles.values(), handles.keys(), loc="upper center", ncol=len(handles),
+                      bbox_to_anchor=(0.5, 1.05))
     figure.tight_layout()
     save(figure, folder / "conditional.png")
     attributes(facts, folder)
+
+
+def shown_rows(methods: Mapping) -> list[str]:
+    """The truth, where there is one, then the methods."""
+    return [name for name in (RENDERS, *METHODS) if name in methods]
 
 
 def attributes(facts: Mapping, folder: Path) -> None:
@@ -60,13 +68,13 @@ def attributes(facts: Mapping, folder: Path) -> None:
     for (size, source), ax in zip(shown, axes[:, 0], strict=True):
         methods = facts["sets"][size][source]
         names = list(methods[OURS]["attributes"])
-        table = np.array([[methods[m]["attributes"][n] for n in names] for m in (RENDERS, *METHODS)])
+        table = np.array([[methods[m]["attributes"][n] for n in names] for m in shown_rows(methods)])
         ax.imshow(table, cmap="RdYlGn", vmin=0.4, vmax=1.0, aspect="auto")
         for (i, j), acc in np.ndenumerate(table):
             strong = acc > 0.93 or acc < 0.47
             ax.text(j, i, f"{acc:.2f}", ha="center", va="center", fontsize=8, color="white" if strong else "#222222")
         ax.set_xticks(range(len(names)), names)
-        ax.set_yticks(range(len(table)), (RENDERS, *METHODS))
+        ax.set_yticks(range(len(table)), shown_rows(methods))
         ax.set_title(f"ACC, {SIZES[size].lower()}, {source} targets")
         ax.grid(False)
         ax.tick_params(length=0)
@@ -194,4 +202,4 @@ def trace(ax: Any, found: Mapping[str, Mapping], family: str, key: str, colour: 
 
 
 PLOTS = {"conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers,
-         "posterior": posterior_report.plot}
+         "posterior": posterior_report.plot, "oneshot": oneshot.plot}

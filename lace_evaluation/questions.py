@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from engine.bundle import Attribute
+from engine.classifier import ImageClassifier
 from engine.condition import And, Condition, Is, Keep, Near, Weighted
 from engine.errors import LaceError
 from engine.grammar import parse
 from engine.sampler import Sampler
+from lace_evaluation.world import is_rendered, judged, singles
 
 # Asked of a bundle of the demonstration world. Combinations that its faces hardly ever show (bald or bearded women,
 # a hair colour under a hat or on a bald head) are left out: they would measure the generator, not the sampler.
@@ -41,7 +44,7 @@ class Known(Protocol):
 
 
 class Judge(Protocol):
-    """A ``lace_trainer.judges.classifier.Classifier``: uint8 pictures (n, R, R, 3) -> labels (n, attributes)."""
+    """A classifier of lace-train, or anybody's: uint8 pictures (n, R, R, 3) -> labels (n, attributes)."""
 
     attributes: tuple
 
@@ -99,6 +102,13 @@ def describe(attribute: Known) -> str:
     return f"{attribute.name} ({low:g} to {high:g})"
 
 
+def served_by(judge: Judge, attributes: Mapping[str, Attribute]) -> list[Condition]:
+    """What to ask without being told: the default conditions, or every single statement of a bundle that is not of the
+    demonstration world, about what the judge can tell."""
+    shared = judged(attributes, judge)
+    return default_conditions(shared) if is_rendered(attributes) else list(map(parse, singles(shared)))
+
+
 def conditions_for(sampler: Sampler, judge: Judge, wanted: Sequence[str]) -> list[Condition]:
     """What to ask: ``wanted``, or else the defaults; refused where the bundle or the judge cannot serve it."""
     attributes = sampler.bundle.attributes
@@ -110,6 +120,8 @@ def conditions_for(sampler: Sampler, judge: Judge, wanted: Sequence[str]) -> lis
                 raise LaceError(f"the condition {condition} states nothing that a picture could show")
         check_judge(judge, attributes, [name for condition in conditions for name in asked(condition)])
         return conditions
+    if isinstance(judge, ImageClassifier):
+        return served_by(judge, attributes)
     check_judge(judge, attributes, attributes)
     if not (conditions := default_conditions(attributes)):
         raise LaceError("the bundle has no attribute that the default conditions ask for: give some with --condition")

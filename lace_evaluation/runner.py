@@ -17,7 +17,7 @@ from engine.sampler import Sampler
 from lace_evaluation import SUITES, posterior
 from lace_evaluation.store import Cell, Store, code_hash
 from lace_evaluation.study import Embedding, Study
-from lace_trainer.judges.classifier import Classifier
+from lace_evaluation.world import Judge
 
 PROTOCOL = 1  # of what is asked and counted; reports of different ones cannot be compared
 CELLS = "cells"
@@ -29,7 +29,7 @@ Progress = Callable[[int, int, str], None]
 class Eyes:
     """Who judges: the classifier, the identity network, and their hashes and facts for the report."""
 
-    judge: Classifier
+    judge: Judge
     identity: Embedding
     judge_facts: Mapping
     identity_facts: Mapping

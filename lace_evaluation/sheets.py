@@ -45,7 +45,8 @@ def sheet(rows: Sequence[tuple[str, Sequence[Array]]], heads: Sequence[str] = ()
 def conditional_sheet(facts: Mapping, cells: Mapping[str, Cell], seed: int) -> Image.Image:
     """The same rows by every method: all attributes at once if the bundle has several, else the largest set."""
     size = list(facts["sets"])[-1]
-    rows = [(name, cells[f"conditional/{size}/training/{name}"].other["pictures"]) for name in SHOWN]
+    found = {name: cells.get(f"conditional/{size}/training/{name}") for name in SHOWN}
+    rows = [(name, cell.other["pictures"]) for name, cell in found.items() if cell is not None]
     return sheet(rows, [f"row {i}" for i in range(len(rows[0][1]))])
 
 

@@ -20,15 +20,16 @@ from engine.solvers import GaussNewton
 from lace_evaluation.nearness import Widest, widest
 from lace_evaluation.questions import SHOWN
 from lace_evaluation.store import Cell, Store
-from lace_trainer.faces import ATTRIBUTES
-from lace_trainer.faces.pictures import reference_features
+from lace_evaluation.world import Judge, Law, features, is_rendered, judged, plain_law, rendered_law
+from lace_trainer.faces.pictures import reference_features, renders
 from lace_trainer.judges import metrics
 from lace_trainer.judges.classifier import Classifier
 
 CHUNK = 256  # pictures in memory at once
 POOL, MOST_POOL = 80, 20_000  # plain samples for every row of a cell, and at most
 POOL_SEED = 2**40  # added to the seed: the pool shares no sample with the rows of the cells
-REFERENCE, MOST_REFERENCE = 40, 10_000  # renders for every row of a cell, and at most
+REFERENCE, MOST_REFERENCE = 40, 10_000  # renders, or plain samples, for every row of a cell, and at most
+REFERENCE_SEED = 2**41  # added to the seed, where plain samples are the reference
 
 
 class Embedding(Protocol):
@@ -76,16 +77,17 @@ class Study:
     label   class of a conditional generator;  identity: None where the suite ``editing`` is not asked for
     """
 
-    def __init__(self, open_sampler: Callable[..., Sampler], judge: Classifier, store: Store, *, count: int,
+    def __init__(self, open_sampler: Callable[..., Sampler], judge: Judge, store: Store, *, count: int,
                  seed: int = 0, label: int | None = None, identity: Embedding | None = None):
         sampler = open_sampler()
         check_world(sampler.bundle)
-        if seed + POOL_SEED + MOST_POOL > SEED_LIMIT:
+        if seed + REFERENCE_SEED + MOST_REFERENCE > SEED_LIMIT:
             raise LaceError(f"seed {seed} is too great for the suites: choose one below 2**63")
         self.open_sampler, self.sampler, self.judge = open_sampler, sampler, judge
         self.store, self.identity = store, identity
         self.count, self.seed, self.label = count, seed, label
-        self.attributes: Mapping[str, Attribute] = sampler.bundle.attributes
+        self.attributes: Mapping[str, Attribute] = judged(sampler.bundle.attributes, judge)
+        self.is_rendered = is_rendered(sampler.bundle.attributes)
         known = [a.name for a in judge.attributes]
         self.columns = [known.index(name) for name in self.attributes]
 
@@ -95,20 +97,20 @@ class Study:
 
     def look(self, samples: Sequence[Sample], *, embed: bool = False, shown: int = SHOWN) -> Seen:
         """Decode what has no picture yet, and judge; never more than CHUNK pictures at once."""
-        labels, features, embedded, pictures, spent = [], [], [], [], np.zeros(2)
+        labels, feature_rows, embedded, pictures, spent = [], [], [], [], np.zeros(2)
         for first in range(0, len(samples), CHUNK):
             times = [time.perf_counter()]
             part = samples[first : first + CHUNK]
             images = np.stack([s.image for s in (self.sampler.render(part) if part[0].image is None else part)])
             times.append(time.perf_counter())
             labels.append(self.judge.predict(images)[:, self.columns])
-            features.append(metrics.features(self.judge, images))
+            feature_rows.append(features(self.judge, images))
             embedded.append(self.identity.embed(images) if embed and self.identity else np.empty((len(images), 0)))
             pictures.append(images[: max(0, shown - first)])
             times.append(time.perf_counter())
             spent += np.diff(times)
         seconds = dict(zip(("decode", "judge"), spent.tolist(), strict=True))
-        return Seen(*map(np.concatenate, (labels, features, embedded, pictures)), seconds)
+        return Seen(*map(np.concatenate, (labels, feature_rows, embedded, pictures)), seconds)
 
     def heads(self, samples: Sequence[Sample]) -> Array:
         """What the bundle's heads read at the samples' latents, as labels (n, attributes)."""
@@ -143,10 +145,29 @@ class Study:
 
     @cached_property
     def reference(self) -> Array:
-        """Features of fresh renders, what the Fréchet distance is measured from."""
-        count = min(MOST_REFERENCE, REFERENCE * self.count)
-        make = lambda: Cell({}, other={"features": reference_features(self.judge, count)})  # noqa: E731
+        """Features of fresh renders, or of fresh plain samples: what the Fréchet distance is measured from."""
+        make = self.make_reference if self.is_rendered else self.make_plain_reference
         return self.store.cell("reference", make).other["features"]
+
+    def make_reference(self) -> Cell:
+        count = min(MOST_REFERENCE, REFERENCE * self.count)
+        if isinstance(self.judge, Classifier):
+            return Cell({}, other={"features": reference_features(self.judge, count)})
+        parts = [features(self.judge, part) for part in renders(count, self.sampler.bundle.generator.resolution)]
+        return Cell({}, other={"features": np.concatenate(parts)})
+
+    def make_plain_reference(self) -> Cell:
+        count, found = min(MOST_REFERENCE, REFERENCE * self.count), []
+        for first in range(0, count, CHUNK):
+            requests = [Request(None, seed=self.seed + REFERENCE_SEED + i, label=self.label)
+                        for i in range(first, min(first + CHUNK, count))]
+            found.append(self.look(self.sampler.solve(requests)).features)
+        return Cell({}, other={"features": np.concatenate(found)})
+
+    @cached_property
+    def law(self) -> Law:
+        """Of training targets."""
+        return rendered_law if self.is_rendered else plain_law(list(self.attributes), self.pool.labels)
 
     @cached_property
     def reference_moments(self) -> metrics.Moments:
@@ -171,14 +192,10 @@ class Study:
 
 
 def check_world(bundle: Bundle) -> None:
-    """Targets are drawn as the renderer draws faces, so the bundle's attributes must be the renderer's, and read w."""
-    known = {a.name: (a.kind, a.classes) for a in ATTRIBUTES}
+    """Methods are compared in w."""
     for name, attribute in bundle.attributes.items():
         if bundle.heads[attribute.head].space == "z":
             raise LaceError(f"the head of {name!r} reads z: the suites compare methods in w, and need heads on w")
-        if known.get(name) != (attribute.kind, tuple(attribute.classes)):
-            raise LaceError(f"attribute {name!r} is not one of the demonstration world ({', '.join(known)}): of other "
-                            "bundles ask single conditions, with --suite goal --condition")
 
 
 def stacked(logits: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from engine.text import code, markdown
-from lace_evaluation import OURS, posterior_report
+from lace_evaluation import OURS, oneshot, posterior_report
 from lace_evaluation.baselines import TRIES
 from lace_evaluation.conditional import RENDERS, rows_of
 from lace_evaluation.goal_report import percent, rows
@@ -11,18 +11,19 @@ from lace_evaluation.methods import LEVELS, METHODS, REFERENCE, TIGHT
 from lace_evaluation.nearness import FAR
 from lace_evaluation.paper import BATCH
 from lace_evaluation.solvers import DEFAULT, PAPER
+from lace_evaluation.world import RENDERS as FRESH_RENDERS
 
 CONDITIONAL = """
 ACC: mean over the asked attributes of the hit rate (class) or 1 - mean absolute error (value), by the judge. Classes
 and error: the two apart. All hold: every statement is true, values to within 0.1; by the heads: as the bundle's own
-heads see it. FID, precision, recall: against {fid_from} fresh renders, in the judge's features, for targets of the
-training law only: uniform targets differ from the renders by intention. A distance from few rows is larger, so compare
-it within one table. Reached: rows with an answer at all; rejection sampling gives up after {tries} proposals, and such
-a row counts as ACC 0. Moved: distance in w from the plain sample, in spreads of w. `renders` are real pictures with the
-wanted labels: what the judge makes of the truth. Evaluations: of the field with its gradient; for rejection, proposals;
-for arithmetic, looks of the heads. ms: of solving one row, without decoding.
+heads see it. FID, precision, recall: against {fid_from} {reference}, in the judge's features, for targets of the
+training law only: uniform targets differ from those by intention. A distance from few rows is larger, so compare it
+within one table. Reached: rows with an answer at all; rejection sampling gives up after {tries} proposals, and such a
+row counts as ACC 0. Moved: distance in w from the plain sample, in spreads of w. `renders` are real pictures with the
+wanted labels, where there is a renderer: what the judge makes of the truth. Evaluations: of the field with its
+gradient; for rejection, proposals; for arithmetic, looks of the heads. ms: of solving one row, without decoding.
 
-{share:.0%} of the variance of the renders' features lies along one direction, in which {far:.1%} of the renders are far
+{share:.0%} of the variance of the features of {reference} lies along one direction, in which {far:.1%} of them are far
 out: more than {spreads:g} standard deviations. So a distance depends much on a few pictures; far out: the share of a
 method's pictures that are. The plot leaves out a method without an answer for most rows."""
 METHODS_TEXT = """
@@ -77,7 +78,8 @@ def conditional(facts: Mapping) -> list[str]:
     lines = [
         "## Conditional sampling", "",
         METHODS_TEXT.strip().format(levels=LEVELS, batch=BATCH, reference=REFERENCE, tight=TIGHT), "",
-        CONDITIONAL.strip().format(fid_from=facts["fid_from"], tries=TRIES, spreads=FAR, **facts["renders"]), "",
+        CONDITIONAL.strip().format(fid_from=facts["fid_from"], tries=TRIES, spreads=FAR, **facts["renders"],
+                                   reference=facts.get("reference", FRESH_RENDERS)), "",
         "![ACC against FID](conditional.png)", "",
     ]
     for size, sources in facts["sets"].items():
@@ -90,7 +92,7 @@ def conditional(facts: Mapping) -> list[str]:
             lines += rows(
                 ("method", "ACC", "classes", "error", "all hold", "by the heads", *near, "reached", "moved", "energy",
                  "evaluations", "ms"),
-                [conditional_row(name, methods[name], source) for name in rows_of(source)],
+                [conditional_row(name, methods[name], source) for name in rows_of(source) if name in methods],
             )
             lines.append("")
     for size, source in (("one", "uniform"), ("all", "training")):
@@ -117,7 +119,8 @@ def attribute_table(size: str, source: str, methods: Mapping) -> list[str]:
     return [
         f"### {SIZES[size]}, {SOURCES[source]}: ACC of each", "",
         *rows(("method", *map(markdown, names)), [
-            bold([name, *(number(methods[name]["attributes"][n]) for n in names)], name) for name in (RENDERS, *METHODS)
+            bold([name, *(number(methods[name]["attributes"][n]) for n in names)], name)
+            for name in (RENDERS, *METHODS) if name in methods
         ]), "",
     ]
 
@@ -230,5 +233,5 @@ def solver_row(label: str, f: Mapping) -> list[str]:
 
 SECTIONS = {
     "conditional": conditional, "editing": editing, "zero-shot": zero_shot, "logic": logic, "solvers": solvers,
-    "posterior": posterior_report.section,
+    "posterior": posterior_report.section, "oneshot": oneshot.section,
 }

@@ -1,7 +1,8 @@
 """Targets: what every row of a cell is asked for, drawn as the paper draws them.
 
     uniform    every class alike, values evenly over the middle 60 % of the head's range (the paper's grid is 0.2..0.8)
-    training   label vectors of the renderer's faces, from which the training pictures were drawn
+    training   label vectors of the renderer's faces, from which the training pictures were drawn; without a renderer,
+               of plain samples, as the judge sees them
 
 Nie, Vahdat, Anandkumar, NeurIPS 2021: ACC on uniform targets, FID on targets of the training data. There a batch shares
 one target; here every row has its own.
@@ -20,7 +21,7 @@ from engine.bundle import Attribute
 from engine.condition import Condition, Is, attr
 from engine.tape import class_index
 from lace_evaluation.questions import TOLERANCE, statements
-from lace_trainer.faces import ATTRIBUTES, sample_factors
+from lace_evaluation.world import Law, groups, is_rendered, rendered_law
 
 SOURCES = ("uniform", "training")
 MARGIN = 0.2  # of the range, at either end
@@ -53,30 +54,30 @@ class Targets:
 def sets(attributes: Mapping[str, Attribute]) -> dict[str, list[tuple[str, ...]]]:
     """Groups of attributes that are asked for together, by the size of the group; those that the bundle has."""
     found: dict[str, list[tuple[str, ...]]] = {"one": [(name,) for name in attributes]}
-    for size, groups in SETS.items():
-        if served := [group for group in groups if set(group) <= set(attributes)]:
+    for size, known in SETS.items():
+        if served := [group for group in known if set(group) <= set(attributes)]:
             found[size] = served
+    if not is_rendered(attributes):
+        found |= {size: some for size, many in (("two", 2), ("three", 3)) if (some := groups(attributes, many))}
     if len(attributes) > 3:
         found["all"] = [tuple(attributes)]
     return found
 
 
 def draw(source: str, names: tuple[str, ...], attributes: Mapping[str, Attribute], count: int, seed: int, *,
-         first: int = 0) -> Targets:
-    """``count`` targets for ``names``; another group, source or seed draws other ones."""
+         first: int = 0, law: Law = rendered_law) -> Targets:
+    """``count`` targets for ``names``; another group, source or seed draws other ones.
+
+    law   of training targets
+    """
     rng = generator(source, names, seed)
-    columns = training(rng, count) if source == "training" else {}
+    columns = law(rng, count) if source == "training" else {}
     values = [clipped(columns[n], attributes[n]) if columns else uniform(rng, count, attributes[n]) for n in names]
     return Targets(names, np.stack(values, axis=1).round(4), first)
 
 
 def generator(source: str, names: tuple[str, ...], seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(f"{source} {names}".encode())])
-
-
-def training(rng: np.random.Generator, count: int) -> dict[str, Array]:
-    labels = sample_factors(rng, count).labels
-    return {attribute.name: labels[:, i].astype(float) for i, attribute in enumerate(ATTRIBUTES)}
 
 
 def uniform(rng: np.random.Generator, count: int, attribute: Attribute) -> Array:

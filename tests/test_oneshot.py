@@ -18,7 +18,7 @@ from engine.reference.oneshot import golden_answers, push
 from engine.reference.posterior import Settings, polish
 from engine.sampler import find_bundle
 from engine.verify import check_bundle
-from exporter.exporting import add_parts
+from exporter.exporting import add_parts, export
 from exporter.field_graphs import write_field_graphs
 from exporter.heads import HeadAttribute, HeadStack, SharpStack
 from exporter.oneshots import OneshotPart, fingerprint, load_oneshot, save_oneshot
@@ -201,6 +201,18 @@ def test_a_map_has_settings_of_its_own(name):
         Request(oneshot="smiling", **{name: 1 if name != "z" else np.zeros(DIM)})
 
 
+def test_a_map_of_even_classes_has_no_posterior_to_be_polished_to(demo, tmp_path):
+    even = part_of(find_bundle("demo"), "even", "")
+    even = replace(even, record=replace(even.record, even=("gender", "glasses")),
+                   fitted_to=fingerprint(demo, ["gender", "glasses"]))
+    sampler = Sampler(add_parts(demo, [even], out=tmp_path / "even.lace"))
+    samples = sampler.solve(oneshot="even", seeds=range(3))
+    assert [s.condition for s in samples] == [None] * 3
+    assert not np.array_equal(samples[0].z, normals(0, 0, 128))
+    with pytest.raises(RequestError, match="gender and glasses even"):
+        sampler.solve(oneshot="even", polish=2)
+
+
 def test_a_sample_of_a_map_is_edited_as_the_condition_that_it_granted(demo):
     sampler = Sampler(demo)
     (sample,) = sampler.sample(oneshot="aged", targets={"age": 0.3}, seeds=3)
@@ -234,6 +246,12 @@ def test_a_map_of_another_generator_or_of_other_heads_is_not_added(demo, tmp_pat
     with pytest.raises(BundleError, match=r"'smiling'.*fitted to the sharp head of 'smile'"):
         add_parts(demo, [other], out=tmp_path / "b.lace")
     assert not (tmp_path / "b.lace").exists()
+
+
+def test_a_map_is_no_head(tmp_path):
+    part = part_of(find_bundle("demo"), "smiling", "smile")
+    with pytest.raises(BundleError, match="a one-pass map is no head"):
+        export(find_bundle("demo").path, [part], out=tmp_path / "b.lace")
 
 
 def test_a_file_that_is_no_whole_map_is_refused(tmp_path):

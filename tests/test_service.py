@@ -48,7 +48,7 @@ def no_pictures(monkeypatch):
 
 
 def service_of(sampler: Sampler, **settings) -> Service:
-    return Service(sampler.starts.start, sampler.flows.run, sampler.render, capacity=sampler.capacity, **settings)
+    return Service(sampler.begin, sampler.flows.run, sampler.render, capacity=sampler.capacity, **settings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

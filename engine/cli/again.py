@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engine.bundle import Bundle
 from engine.cli.console import CHECK_FAILED, OK, Terminal, write_json
-from engine.cli.options import RUNNING, SOLVING, UsageError, flag, given
+from engine.cli.options import CHECKING, RUNNING, SOLVING, UsageError, flag, given
 from engine.cli.recipe import Recipe, chunks, differences, draw, make_sampler, read_recipe
 from engine.cli.writing import SAMPLES, head, record
 from engine.folders import writing_folder
@@ -13,7 +13,7 @@ from engine.pictures import save_png, to_image
 from engine.sampler import DEMO, find_bundle
 from engine.text import to_json
 
-DRAWN_BY_RECIPE = (*SOLVING, "condition", "count", "seed", "nvidia_seed", "z", "w", "label",
+DRAWN_BY_RECIPE = (*SOLVING, *CHECKING, "condition", "count", "seed", "nvidia_seed", "z", "w", "label",
                    "oneshot", "polish", "target")
 
 

@@ -17,6 +17,7 @@ from engine.tape import LOGICS
 # What decides a sample, by the names of the Sampler's arguments; and what runs it. None: the Sampler's own default.
 SOLVER_SETTINGS = ("rtol", "atol", "steps", "max_evaluations", "clock")
 SOLVING = ("solver", *SOLVER_SETTINGS, "logic", "temperature", "guidance", "confidence", "truncation")
+CHECKING = ("check", "max_decodes")
 RUNNING = ("runtime", "precision", "device", "capacity", "threads")
 
 
@@ -158,10 +159,12 @@ def given(options: argparse.Namespace, names: Sequence[str]) -> dict:
 def open_sampler(options: argparse.Namespace) -> Sampler:
     """A sampler as the options say. Raises UsageError where they do not fit each other, in words of options."""
     check_solving(options)
-    return Sampler(options.bundle, **given(options, (*SOLVING, *RUNNING)))
+    return Sampler(options.bundle, **given(options, (*SOLVING, *CHECKING, *RUNNING)))
 
 
 def check_solving(options: argparse.Namespace) -> None:
+    if getattr(options, "max_decodes", None) is not None and options.check is None:
+        raise UsageError("--max-decodes is a check's: add --check MODEL.onnx, or leave it out")
     if options.temperature not in (None, 1.0) and options.logic != "lace":
         raise UsageError("--temperature belongs to the paper's logic: add --logic lace, or leave it out")
     if getattr(options, "confidence", None) is not None:

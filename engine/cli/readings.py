@@ -80,7 +80,7 @@ class Tally:
         self.statements = [*statements, *([condition] if len(statements) > 1 and condition is not None else [])]
         # met, and the sums of what ``worth`` says and of its square
         self.sums = np.zeros((len(self.statements), 3))
-        self.count = self.evaluations = self.most = self.drawn = self.exact = 0
+        self.count = self.evaluations = self.most = self.drawn = self.exact = self.decodes = 0
         self.stopped: dict[Status, list[int]] = {}
         self.stopped_count: dict[Status, int] = {}
 
@@ -94,6 +94,7 @@ class Tally:
         self.most = max(self.most, *(sample.evaluations for sample in samples))
         self.drawn += sum(sample.candidates > 0 for sample in samples)
         self.exact += sum(sample.exact for sample in samples)
+        self.decodes += sum(sample.decodes for sample in samples)
         for sample in samples:
             if sample.status != Status.DONE:
                 self.stopped_count[sample.status] = self.stopped_count.get(sample.status, 0) + 1
@@ -133,7 +134,8 @@ class Tally:
 
     def cost(self) -> str:
         exact = f"; {self.exact} of {self.drawn} drawn exactly" if self.drawn else ""
-        return f"{self.evaluations / self.count:.1f} evaluations a picture, at most {self.most}{exact}"
+        looks = f"; the check looked at {self.decodes / self.count:.2f} pictures for each" if self.decodes else ""
+        return f"{self.evaluations / self.count:.1f} evaluations a picture, at most {self.most}{exact}{looks}"
 
     def report(self, console: Terminal) -> None:
         """Which rows did not arrive."""

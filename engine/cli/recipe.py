@@ -25,7 +25,7 @@ from engine.grammar import parse
 from engine.origin import versions
 from engine.pictures import to_image
 from engine.reference.noise import SEED_LIMIT
-from engine.requests import MOST_POLISH, Request, Sample
+from engine.requests import MOST_CANDIDATES, MOST_POLISH, Request, Sample
 from engine.runtimes import AUTO, RUNTIMES
 from engine.sampler import MOST_ROWS, Sampler
 from engine.solvers import SOLVERS, make_solver, name_and_settings
@@ -78,7 +78,8 @@ class Recipe:
     """All that decides a picture.
 
     engine     settings of the Sampler, the bundle's hash, and the versions of what ran
-    request    condition, seed, truncation, label, steps, guidance and confidence, as a Request has them
+    request    condition, seed, truncation, label, steps, guidance, confidence and candidate, as a Request has them;
+               the candidate says what a check decided
     start      where it begins;  edits: what was done to it afterwards
     """
 
@@ -117,7 +118,7 @@ def request_facts(sample: Sample, sampler: Sampler) -> dict:
             "seed": int(sample.seed), "truncation": float(sampler.starts.asked(sample.request)),
             "label": whole_or_none(sample.request.label), "steps": whole_or_none(sample.request.steps),
             "guidance": float_or_none(sample.request.guidance),
-            "confidence": float_or_none(sample.request.confidence)}
+            "confidence": float_or_none(sample.request.confidence), "candidate": int(sample.candidate)}
 
 
 def oneshot_facts(request: Request) -> dict:
@@ -216,12 +217,13 @@ def checked_request(facts: Any) -> dict:
     need(facts["label"] is None or is_whole(facts["label"], 0, 2**31), "its label is no number")
     need(facts["steps"] is None or is_whole(facts["steps"], 1, MOST_STEPS), "its number of steps is out of range")
     need(facts["guidance"] is None or is_number(facts["guidance"], 0, 1e6), "its guidance is no number above 0")
-    sure = facts.get("confidence")  # which the first documents of this form lack
+    sure, candidate = facts.get("confidence"), facts.get("candidate", 0)  # which the first documents of this form lack
+    need(is_whole(candidate, 0, MOST_CANDIDATES - 1), "its candidate is out of range")
     need(sure is None or is_number(sure, 0, 1), "its confidence is no number between 0 and 1")
     if facts["condition"] is not None:
         parse(facts["condition"])
     return {**{name: facts[name] for name in ("condition", "seed", "truncation", "label", "steps", "guidance")},
-            "confidence": sure, **checked_oneshot(facts)}
+            "confidence": sure, "candidate": candidate, **checked_oneshot(facts)}
 
 
 def checked_oneshot(facts: Any) -> dict:

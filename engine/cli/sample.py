@@ -51,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--polish", type=from_zero, metavar="N", help="steps that bring what a map makes nearer to the posterior (0)")
     add("--target", nargs="+", metavar="NAME=VALUE", help="of a map's open targets, as age=0.7")
     add_start_options(parser, "of the first; the others follow (0)")
+    add("--check", type=Path, metavar="MODEL", help="an image classifier, MODEL.onnx with its spec: a picture "
+        "that it denies is drawn again from the next candidate")
+    add("--max-decodes", type=positive, metavar="N", help="pictures that it may look at for each one (32)")
     add("--out", default="out", metavar="DIR", help="folder for the pictures (out)")
     add("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
     add("--json", action="store_true", help="write samples.json to standard output too")

@@ -40,6 +40,7 @@ def head(sampler: Sampler, precision: str | None) -> dict:
         "precision": runtime.drawing.precision,
         "sampler": repr(sampler),
         "engine": engine_facts(sampler, precision),
+        "check": sampler.check and {"hash": sampler.check.classifier.hash, "max_decodes": sampler.check.max_decodes},
     }
 
 
@@ -57,6 +58,7 @@ def record(sample: Sample, sampler: Sampler, logits: Mapping[str, Array], start:
         "candidates": sample.candidates,
         "corrections": sample.corrections,
         "acceptance": None if sample.acceptance is None else round(sample.acceptance, 4),
+        "decodes": sample.decodes,
         "attributes": readings(sampler.bundle.attributes, logits),
     }
 

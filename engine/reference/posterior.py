@@ -34,6 +34,7 @@ from engine.reference.noise import normals_many, philox_many
 
 # Streams of a seed. Candidates have those from 0 on, so that candidate 0 is where the flow would begin.
 STEP_STREAM = 2**61  # + t: the noise of step t
+STEP_BITS = 32  # of a stream that count the steps; those above them are the candidate that the row began with
 CHANCE_STREAM = 2**62  # + k: the chance of candidate k; + STEP_STREAM + t: the two of step t
 # Step sizes b, which a step draws with equal chance. The longest forgets half of where it was, for wide sets; the
 # shortest is accepted where only one in thousands of candidates would be.
@@ -154,27 +155,30 @@ def heat(step: Array, highest: float) -> Array:
 # --- the rows -----------------------------------------------------------------------------------------------------
 
 
-def sample(world: World, seeds: Sequence[int], settings: Settings, *, waves: Sequence[int] = (16,)) -> Ends:
+def sample(world: World, seeds: Sequence[int], settings: Settings, *, first: Sequence[int] | None = None,
+           waves: Sequence[int] = (16,)) -> Ends:
     """One sample for each seed; row i asks what ``world`` knows as its row i.
 
+    first   candidate that each row begins with (0): a row whose sample was refused by others goes on behind it, and is
+            as independent of what it was as if its seed were another
     waves   candidates of a row that are evaluated at a time, first, then, and so on; the last number comes again. They
             decide the cost and nothing else
     """
     n, d = len(seeds), world.noise_dim
     ends = Ends(np.zeros((n, d), np.float32), np.full(n, -np.inf), np.zeros(n, bool), np.zeros(n, bool),
                 np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64))
-    best = np.full(n, -np.inf)
+    best, first = np.full(n, -np.inf), [0] * n if first is None else [int(number) for number in first]
     for numbers in in_waves(settings.fresh, waves):
         rows = np.flatnonzero(~ends.exact)
         if not len(rows):
             return ends
-        draw(world, seeds, settings, rows, numbers, ends, best)
+        draw(world, seeds, settings, rows, numbers, ends, best, first)
     rows = np.flatnonzero(~ends.exact)
     if len(rows):
         far = rows[best[rows] < FAR]
         if len(far):
             ends.x[far] = world.approach(far, ends.x[far])
-        correct(world, seeds, settings, rows, ends)
+        correct(world, seeds, settings, rows, ends, first)
     return ends
 
 
@@ -189,10 +193,11 @@ def in_waves(count: int, waves: Sequence[int]) -> Iterator[range]:
 
 
 def draw(world: World, seeds: Sequence[int], settings: Settings, rows: Array, numbers: range, ends: Ends,
-         best: Array) -> None:
-    """Candidates ``numbers`` of the rows: the first that is accepted ends a row, else the best one is kept."""
+         best: Array, first: Sequence[int]) -> None:
+    """Candidates ``numbers`` of the rows, counted from where each began: the first one accepted ends a row, else the
+    best one is kept."""
     m = len(numbers)
-    pairs = [(int(seeds[row]), k) for row in rows for k in numbers]
+    pairs = [(int(seeds[row]), first[row] + k) for row in rows for k in numbers]
     own, streams = [seed for seed, _ in pairs], [k for _, k in pairs]
     x = normals_many(own, streams, world.noise_dim)
     many = np.repeat(rows, m)
@@ -209,14 +214,17 @@ def draw(world: World, seeds: Sequence[int], settings: Settings, rows: Array, nu
     ends.exact[rows[hit]], ends.entered[rows[hit]] = True, True
 
 
-def correct(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends) -> None:
+def correct(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends,
+            first: Sequence[int]) -> None:
     """Preconditioned Crank-Nicolson for rows without an accepted candidate, from where they are."""
     walk = into_set if settings.confidence is not None else under_guidance
-    walk(world, [int(seeds[row]) for row in rows.tolist()], settings, rows, ends)
+    streams = [STEP_STREAM + (first[row] << STEP_BITS) for row in rows.tolist()]
+    walk(world, [int(seeds[row]) for row in rows.tolist()], settings, rows, ends, streams)
 
 
-def into_set(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends) -> None:
-    """Into the restricted set, and then ``steps`` inside."""
+def into_set(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends,
+             streams: Sequence[int]) -> None:
+    """Into the restricted set, and then ``steps`` inside. streams: of each row's step 0."""
     assert settings.confidence is not None
     x, least = ends.x[rows], np.log(settings.confidence)
     here, hard = world.log_p(rows, x)
@@ -233,8 +241,9 @@ def into_set(world: World, seeds: Sequence[int], settings: Settings, rows: Array
             here[stuck], hard[stuck] = world.log_p(rows[stuck], x[stuck])
             inside[stuck] = hard[stuck] > least
         own = [seeds[i] for i in part.tolist()]
-        chance = chances(own, [STEP_STREAM + step] * len(part), 2)
-        noise = normals_many(own, [STEP_STREAM + step] * len(part), world.noise_dim)
+        now = [streams[i] + step for i in part.tolist()]
+        chance = chances(own, now, 2)
+        noise = normals_many(own, now, world.noise_dim)
         trial = proposal(x[part], noise, sizes(chance[:, 1]))
         soft, crisp = world.log_p(rows[part], trial)
         good = np.where(inside[part], crisp > least,
@@ -248,15 +257,16 @@ def into_set(world: World, seeds: Sequence[int], settings: Settings, rows: Array
     ends.x[rows], ends.log_p[rows], ends.entered[rows] = x, hard, inside
 
 
-def under_guidance(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends) -> None:
+def under_guidance(world: World, seeds: Sequence[int], settings: Settings, rows: Array, ends: Ends,
+                   streams: Sequence[int]) -> None:
     """Towards the prior times P^guidance, and then ``steps`` of it."""
     assert settings.guidance is not None
     x = ends.x[rows]
     here, _ = world.log_p(rows, x)
     for step in range(RISE + settings.steps):
-        streams = [STEP_STREAM + step] * len(rows)
-        chance = chances(seeds, streams, 2)
-        trial = proposal(x, normals_many(seeds, streams, world.noise_dim), sizes(chance[:, 1]))
+        now = [stream + step for stream in streams]
+        chance = chances(seeds, now, 2)
+        trial = proposal(x, normals_many(seeds, now, world.noise_dim), sizes(chance[:, 1]))
         there, _ = world.log_p(rows, trial)
         good = moves(heat(np.full(len(rows), step), settings.guidance), here, there, chance[:, 0])
         x[good], here[good] = trial[good], there[good]

@@ -127,7 +127,8 @@ class NativePosterior:
 
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         """Take all rows to their end."""
-        if not isinstance(flow.prior, StandardNormal):  # whose noise is the latent
+        # A standard normal's noise is the latent; and a row that a check sent on begins with a later candidate.
+        if not isinstance(flow.prior, StandardNormal) or any(batch.candidates[row] for row in rows.tolist()):
             return self.solver.step(flow, batch, rows)
         walks = self.walk(flow, batch, rows)
         exact, candidates, corrections, accepted, _ = walks.spent.T

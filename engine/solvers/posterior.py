@@ -66,7 +66,8 @@ class Posterior:
     def step(self, flow: Flow, batch: Batch, rows: Array) -> None:
         """Take all rows to their end."""
         world = FieldWorld(flow, batch, rows, self.nearer)
-        ends = sample(world, [batch.seeds[row] for row in rows.tolist()], self.settings, waves=WAVES)
+        seeds, first = ([table[row] for row in rows.tolist()] for table in (batch.seeds, batch.candidates))
+        ends = sample(world, seeds, self.settings, first=first, waves=WAVES)
         self.end(flow, batch, rows, ends, *world.read(ends.x))
 
     def end(self, flow: Flow, batch: Batch, rows: Array, ends: Ends, w: Array, logits: Array) -> None:

@@ -1,5 +1,6 @@
 """Rendered faces for training and judging, and what a judge sees in them; kept on the disk, made once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,13 @@ def portraits(people: int, views: int, size: int, seed: int, directory: Path) ->
     return pictures.reshape(people, views, size, size, 3)
 
 
+def renders(count: int, size: int, seed: int = REFERENCE_SEED) -> Iterator[Array]:
+    """Fresh faces of the renderer, at most CHUNK at once: (n, size, size, 3) uint8."""
+    factors = sample_factors(np.random.default_rng(seed), count)
+    for first in range(0, count, CHUNK):
+        yield render(factors[first : first + CHUNK], size=size)
+
+
 def reference_features(
     judge: Classifier, count: int = 10_000, seed: int = REFERENCE_SEED, cache: Path | None = None
 ) -> Array:
@@ -46,9 +54,7 @@ def reference_features(
     path = None if cache is None else Path(cache) / f"features-{digest(judge)}-{size}-{count}-{seed}.npy"
     if path is not None and path.exists():
         return np.load(path)
-    factors = sample_factors(np.random.default_rng(seed), count)
-    parts = [features(judge, render(factors[i : i + CHUNK], size=size)) for i in range(0, count, CHUNK)]
-    found = np.concatenate(parts)
+    found = np.concatenate([features(judge, part) for part in renders(count, size, seed)])
     if path is not None:
         write_atomically(path, lambda file: np.save(file, found))
     return found

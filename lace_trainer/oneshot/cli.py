@@ -16,7 +16,9 @@ RANGE = re.compile(r"(?P<name>[\w-]+)=(?P<low>[^:]+):(?P<high>[^:]+)\Z")
 def add_oneshot(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="a bundle with calibrated sharp heads, or demo")
-    add("condition", metavar="CONDITION", help="what the map grants; age=? leaves a target open until run time")
+    add("condition", metavar="CONDITION", nargs="?", default="",
+        help="what the map grants; age=? leaves a target open until run time")
+    add("--even", nargs="+", default=[], metavar="NAME", help="make all combinations of these classes equally frequent")
     add("--name", required=True, help="of the map in the bundle")
     add("--out", required=True, type=Path, metavar="FILE", help="the part to write, for lace-export --add")
     add("--confidence", type=share, metavar="C", help="of the posterior that it is fitted to (0.9)")
@@ -42,12 +44,13 @@ def train_oneshot(options: argparse.Namespace, report: Report) -> dict:
     names = open_names(options.condition)
     if extra := sorted(set(ranges) - set(names)):
         raise UsageError(f"--range names {', '.join(extra)}, whose target {options.condition!r} does not leave open")
-    if missing := [name for name in names if name not in bundle.attributes]:
+    if missing := [name for name in (*names, *options.even) if name not in bundle.attributes]:
         raise UsageError(f"the bundle has no attribute {missing[0]!r}; it has: {', '.join(bundle.attributes)}")
     targets = {name: ranges.get(name, bundle.attributes[name].range) for name in names}
     config = MapConfig(tuple(options.hidden), options.blocks, options.steps, seed=options.seed or 0)
     began = time.perf_counter()
-    record = make_oneshot(bundle, Wish(options.condition, targets), options.out, name=options.name, config=config,
+    wish = Wish(options.condition, targets, tuple(options.even))
+    record = make_oneshot(bundle, wish, options.out, name=options.name, config=config,
                           confidence=options.confidence, guidance=options.guidance, truncation=options.truncation,
                           label=options.label, samples=options.samples, progress=report)
     return {"oneshot": str(options.out), "condition": record.condition, **record.measured,

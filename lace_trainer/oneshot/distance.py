@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.tape import Column, Tape
+from engine.tape import Tape
 from lace_trainer.oneshot.world import World, log_probability, read_columns
 
 FLOOR = -4.0  # log P below which rows are alike: nowhere near
@@ -55,11 +55,13 @@ class Shown:
 class Features:
     """What is compared, with the scales of exact samples.
 
-    tape   of what is not open;  targets   attributes of the open ones
+    tapes     of what is not open: a row is to satisfy one of them
+    targets   attributes of the open ones
     """
 
-    def __init__(self, world: World, tape: Tape, targets: Sequence[str], truth: Tensor):
-        self.world, self.tape, self.targets = world, tape, targets
+    def __init__(self, world: World, tapes: Sequence[Tape], targets: Sequence[str], truth: Tensor):
+        self.world, self.tapes, self.targets = world, tapes, targets
+        self.columns = list(dict.fromkeys(column for tape in tapes for column in tape.columns))
         self.names = list(world.attributes)
         with torch.no_grad():
             w = world.map(truth)
@@ -71,17 +73,17 @@ class Features:
         """z (n, z_dim), targets (n, T), which are part of all but the latents."""
         w = self.world.map(z)
         logits = self.world.logits(z, w, self.names)
-        columns = read_columns(self.tape.columns, logits) if self.tape.columns else z.new_zeros(len(z), 0)
-        log_p = log_probability(self.tape, columns, relaxed=True)
+        each = [log_probability(tape, read_columns(tape.columns, logits, len(z)), relaxed=True) for tape in self.tapes]
+        log_p, columns = torch.stack(each).amax(dim=0), read_columns(self.columns, logits, len(z))
         sure = torch.stack([SURE * log_p.exp(), log_p.clamp(min=FLOOR)], dim=1)
         own = [targets[:, i : i + 1] / self.scales[name] for i, name in enumerate(self.targets)]
         gaps = [(logits[name] - targets[:, i : i + 1]) / 0.05 for i, name in enumerate(self.targets)]
-        asked = torch.cat([columns / self.column_scales(self.tape.columns), *gaps, *own], dim=1)
+        asked = torch.cat([columns / self.column_scales(), *gaps, *own], dim=1)
         others = torch.cat([self.look(name, logits[name]) for name in self.names] + own, dim=1)
         return Shown(log_p, asked, sure, others, (w - self.centre) / self.spread, z)
 
-    def column_scales(self, columns: Sequence[Column]) -> Tensor:
-        return torch.tensor([self.scales[column.attribute] for column in columns])
+    def column_scales(self) -> Tensor:
+        return torch.tensor([self.scales[column.attribute] for column in self.columns])
 
     def look(self, name: str, logits: Tensor) -> Tensor:
         """A value on the scale of its spread; of a class its probabilities, and their logarithms down to FLOOR."""

@@ -15,7 +15,7 @@ from exporter.oneshots import OneshotPart, fingerprint, save_oneshot
 from lace_trainer.oneshot.distance import Features
 from lace_trainer.oneshot.monitors import Judge, judge, refuse
 from lace_trainer.oneshot.training import MapConfig, fit
-from lace_trainer.oneshot.truth import LEAST, Truth, draw_truth, tape_of
+from lace_trainer.oneshot.truth import LEAST, Truth, draw_truth, tapes_of
 from lace_trainer.oneshot.world import World
 
 Progress = Callable[[int, int, str], None]
@@ -38,7 +38,7 @@ def make_oneshot(bundle: Bundle, wish: Wish, out: str | Path, *, name: str, conf
     world = World(bundle, psi, label)
     truth = draw_truth(world, wish, settings, most=max(samples, LEAST), seed=config.seed, progress=progress)
     held, own = split(truth)
-    features = Features(world, tape_of(world, wish.rest(), settings), list(wish.targets), own.z)
+    features = Features(world, tapes_of(world, wish, settings), list(wish.targets), own.z)
     network, seconds = fit(world, features, own, config, progress=progress)
     measured = judge(Judge(world, wish, settings, held), network, seed=config.seed)
     refuse(measured)
@@ -47,7 +47,7 @@ def make_oneshot(bundle: Bundle, wish: Wish, out: str | Path, *, name: str, conf
     provenance = {"training": asdict(config), "samples": len(own.z), "held_out": len(held.z), "rate": truth.rate,
                   "training_seconds": seconds}
     record = Oneshot(name, wish.text, blocks, float(psi), dict(wish.targets), label or 0, confidence, guidance,
-                     measured, provenance)
+                     measured, provenance, wish.even)
     tensors = {f"{i}.{j}.{key}": np.ascontiguousarray(tensor, np.float32) for i, stack in enumerate(layers)
                for j, pair in enumerate(stack) for key, tensor in zip(("weight", "bias"), pair, strict=True)}
     save_oneshot(out, OneshotPart(record, tensors, fingerprint(bundle, wish.names)))
@@ -63,8 +63,14 @@ def check(bundle: Bundle, wish: Wish, settings: Settings, label: int | None) -> 
         if not (sharp and sharp.calibrated) or (attribute.kind == "value" and not attribute.tolerance):
             raise LaceError(f"the attribute {name!r} has no calibrated sharp head, which exact samples need: train one "
                             "(lace-train heads --bundle B --sharp) and add it")
+        if name in wish.even and attribute.kind != "class":
+            raise LaceError(f"{name!r} is a value: only classes can be made even; leave a value's target open instead")
         if name in wish.targets and attribute.kind != "value":
             raise LaceError(f"{name}=? leaves a class open; only targets of values can be chosen at run time")
+    if not wish.names:
+        raise LaceError("the map has nothing to grant: give a condition, or attributes to make even")
+    if wish.even and settings.confidence is None:
+        raise LaceError("with a guidance a latent may count for several classes: make them even with a confidence")
     if wish.targets and settings.confidence is None:
         raise LaceError("open targets are met within a tolerance, which a guidance does not have: use a confidence")
     labels = bundle.generator.labels

@@ -16,7 +16,7 @@ from engine.reference.posterior import Settings
 from engine.reference.posterior import polish as polished_rows
 from lace_trainer.judges.metrics import distance, neighbours, reaches
 from lace_trainer.oneshot.training import ResidualMap
-from lace_trainer.oneshot.truth import Truth, tape_of, tolerances_of
+from lace_trainer.oneshot.truth import Truth, tape_of, tapes_of, tolerances_of
 from lace_trainer.oneshot.world import World
 
 ROWS = 8000  # that a map makes to be judged
@@ -25,6 +25,7 @@ POLISH = 4  # steps after which the distances are measured too
 # More than a map of the demo is off by where its training worked (see docs/oneshot.md), and less than one that has lost
 # a branch, or has not learnt its condition.
 LEAST_HOLDS, MOST_OTHERS, MOST_BRANCH, LEAST_COVERAGE, MOST_DUPLICATES = -0.05, 0.05, 0.05, -0.10, 0.10
+MOST_UNEVEN = 0.02  # nats
 
 
 class TooFar(LaceError):
@@ -49,7 +50,7 @@ class Judge:
 
     def __init__(self, world: World, wish: Wish, settings: Settings, truth: Truth):
         self.world, self.wish, self.settings, self.truth = world, wish, settings, truth
-        self.tape = tape_of(world, wish.rest(), settings)
+        self.tapes = tapes_of(world, wish, settings)
         rest = wish.rest()
         self.branches: tuple[Condition, ...] = rest.parts if isinstance(rest, Or) else ()
         with torch.no_grad():
@@ -63,14 +64,14 @@ class Judge:
         w = world.map(z)
         logits = world.logits(z, w, names)
         labels = [(logits[n].argmax(dim=1) if world.attributes[n].kind == "class" else logits[n][:, 0]) for n in names]
-        log_p, error, met = world.log_p(z, self.tape), 0.0, torch.ones(len(z), dtype=torch.bool)
+        log_p, error, met = world.log_p(z, self.tapes).amax(dim=0), 0.0, torch.ones(len(z), dtype=torch.bool)
         for i, name in enumerate(self.wish.targets):
             off = (logits[name][:, 0] - targets[:, i]).abs()
             met &= off <= tolerances_of(world)[name]
             error = max(error, float(off.mean()))
         sure = met & (log_p > log(self.settings.confidence)) if self.settings.confidence is not None else met
-        branches = [float((world.log_p(z, tape_of(world, part, self.settings)) > log(0.5)).float().mean())
-                    for part in self.branches]
+        parts = [tape_of(world, part, self.settings) for part in self.branches]
+        branches = [float(share) for share in (world.log_p(z, parts) > log(0.5)).float().mean(dim=1)] if parts else []
         return Judged(torch.stack([label.float() for label in labels], dim=1).numpy(),
                       ((w - self.centre) / self.spread).numpy(), (met & (log_p > log(0.5))).numpy(), sure.numpy(),
                       tuple(branches), error)
@@ -102,9 +103,18 @@ class Judge:
         }
         if self.branches:
             facts["branch"] = max(abs(a - b) for a, b in zip(found.branches, self.true.branches, strict=True))
+        if self.wish.even:
+            facts["uneven"] = self.uneven(found.labels)
         if self.wish.targets:
             facts |= {"error": found.error, "error_exact": self.true.error}
         return {name: round(float(value), 5) for name, value in facts.items()}
+
+    def uneven(self, labels: Array) -> float:
+        """Kullback-Leibler divergence of the joint classes of labels (n, attributes) from even ones, in nats."""
+        names, sizes = list(self.world.attributes), [len(self.world.attributes[n].classes) for n in self.wish.even]
+        cell = np.ravel_multi_index([labels[:, names.index(name)].astype(int) for name in self.wish.even], sizes)
+        share = np.bincount(cell, minlength=int(np.prod(sizes))) / len(cell)
+        return float(np.sum(share[share > 0] * np.log(share[share > 0] * len(share))))
 
 
 def judge(judge: Judge, network: ResidualMap, *, seed: int = 0) -> dict[str, float]:
@@ -115,6 +125,9 @@ def judge(judge: Judge, network: ResidualMap, *, seed: int = 0) -> dict[str, flo
     with torch.no_grad():
         z = network(torch.randn(ROWS, network.world.width, generator=rng), targets)
     facts = judge.measure(judge.look(z, targets))
+    if judge.wish.even:
+        plain = torch.randn(ROWS, network.world.width, generator=rng)
+        return facts | {"uneven_plain": round(judge.uneven(judge.look(plain, targets).labels), 5)}
     better = torch.from_numpy(polish(judge, z, targets))
     after = judge.measure(judge.look(better, targets))
     return facts | {f"polished_{name}": after[name] for name in ("holds", "sure", "others", "others_most", "branch",
@@ -129,7 +142,7 @@ def polish(judge: Judge, z: Tensor, targets: Tensor) -> Array:
 
         def log_p(self, rows: Array, x: Array) -> tuple[Array, Array]:
             at = torch.from_numpy(np.ascontiguousarray(x, np.float32))
-            log_p = judge.world.log_p(at, judge.tape).double().numpy()
+            log_p = judge.world.log_p(at, judge.tapes)[0].double().numpy()
             off = missed_targets(judge, at, targets[torch.from_numpy(rows)])
             return log_p - 0.5 * np.square(off / 0.1), np.where(off > 0, -1e4, log_p)
 
@@ -158,6 +171,7 @@ def refuse(measured: Mapping[str, float]) -> None:
         ("the mean distance of other attributes is", measured["others"], MOST_OTHERS + measured["others_chance"],
          False),
         ("a branch of the OR is off by", measured.get("branch", 0.0), MOST_BRANCH, False),
+        ("the divergence from even classes is", measured.get("uneven", 0.0), MOST_UNEVEN, False),
         ("its coverage is", measured["coverage"], measured["coverage_exact"] + LEAST_COVERAGE, True),
         ("the share of near duplicates is", measured["duplicates"], MOST_DUPLICATES, False),
     )

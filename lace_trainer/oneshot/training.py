@@ -35,7 +35,7 @@ class MapConfig:
     steps: int = 1500
     rows: int = 384
     truth_rows: int = 1024
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     average: float = 0.99
     seed: int = 0
 
@@ -106,7 +106,8 @@ def fit(world: World, features: Features, truth: Truth, config: MapConfig, *,
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         decay = min(config.average, (1 + step) / (10 + step))
-        torch._foreach_lerp_(mean, [p.detach() for p in network.parameters()], 1 - decay)
+        for kept, parameter in zip(mean, network.parameters(), strict=True):
+            kept.lerp_(parameter.detach(), 1 - decay)
         if progress and step % 20 == 19:
             progress(step + 1, config.steps, f"distance {float(loss.detach()):.4f}")
     with torch.no_grad():

@@ -7,12 +7,15 @@ pair, and pairs are kept so that targets are spread evenly over their range.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+from operator import and_
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.condition import Condition
+from engine.condition import Condition, Is
 from engine.errors import LaceError
 from engine.oneshot import Wish
 from engine.reference.posterior import Settings, accepts
@@ -57,30 +60,45 @@ def tape_of(world: World, condition: Condition | None, settings: Settings) -> Ta
     return lower_crisp(condition, world.attributes, tolerances_of(world))
 
 
+def tapes_of(world: World, wish: Wish, settings: Settings) -> list[Tape]:
+    """What is not open; where attributes are to be even, once with each combination of their classes."""
+    rest, tapes = wish.rest(), []
+    for classes in product(*(world.attributes[name].classes for name in wish.even)):
+        cell = [Is(name, choice) for name, choice in zip(wish.even, classes, strict=True)]
+        parts = cell if rest is None else [rest, *cell]
+        tapes.append(tape_of(world, reduce(and_, parts) if parts else None, settings))
+    return tapes
+
+
 @torch.no_grad()
 def draw_truth(world: World, wish: Wish, settings: Settings, *, least: int = LEAST, most: int = MOST,
                budget: int = BUDGET, seed: int = 0, progress: Progress | None = None) -> Truth:
     """As many exact samples as the budget gives, up to ``most``. LaceError where it does not give ``least``."""
-    rng, picked, drawn, kept = torch.Generator().manual_seed(seed), Picked(wish, most), 0, 0
-    tape = tape_of(world, wish.rest(), settings)
+    tapes = tapes_of(world, wish, settings)
+    rng, picked, drawn = torch.Generator().manual_seed(seed), Picked(wish, most, len(tapes)), 0
     while not picked.is_full and drawn < budget:
         x = torch.randn(BLOCK, world.width, generator=rng)
         chance = torch.rand(BLOCK, generator=rng, dtype=torch.float64).numpy()
-        good = torch.from_numpy(accepts(settings, world.log_p(x, tape).double().numpy(), chance))
-        if bool(good.any()):
-            picked.add(*open_targets(world, wish, x[good], rng))
+        for cell, log_p in enumerate(world.log_p(x, tapes)):
+            good = torch.from_numpy(accepts(settings, log_p.double().numpy(), chance))
+            if bool(good.any()):
+                picked.add(*open_targets(world, wish, x[good], rng), cell)
         drawn += BLOCK
-        if drawn == PILOT and picked.count * budget / drawn < least:
-            kept = int(picked.count * budget / drawn)
-            break
+        if drawn == PILOT and picked.foreseen(budget / drawn) < least:
+            raise too_rare(wish, picked.foreseen(budget / drawn), least, budget)
         if progress:
             progress(picked.count, most, f"exact samples, 1 of {drawn / max(1, picked.count):.0f} plain ones")
-    if picked.count < least:
-        raise LaceError(f"{wish.text} is too rare for a map: {budget:,} plain latents hold about "
-                        f"{kept or picked.count} exact samples, and {least} are needed; ask for less, lower "
-                        "--confidence, or take the posterior, which needs no training")
     z, targets = picked.joined()
+    if len(z) < least:
+        raise too_rare(wish, len(z), least, budget)
     return Truth(z, targets, drawn)
+
+
+def too_rare(wish: Wish, found: int, least: int, budget: int) -> LaceError:
+    what = f"{wish.text!r}{f', even in {chr(32).join(wish.even)},' if wish.even else ''}"
+    return LaceError(f"{what} is too rare for a map: {budget:,} plain latents hold about {found:,} exact samples, and "
+                     f"{least:,} are needed; ask for less, lower --confidence, or take the posterior, which needs no "
+                     "training")
 
 
 def open_targets(world: World, wish: Wish, z: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -98,33 +116,48 @@ def open_targets(world: World, wish: Wish, z: Tensor, rng: torch.Generator) -> t
 
 
 class Picked:
-    """Samples that are kept: of every cell of the targets' ranges as many as of the others."""
+    """Samples that are kept: of every class that is to be even, and of all parts of targets' ranges, as many."""
 
-    def __init__(self, wish: Wish, most: int):
+    def __init__(self, wish: Wish, most: int, cells: int = 1):
         self.ranges = np.array(list(wish.targets.values())).reshape(-1, 2)
         self.bins = max(2, int(BINS ** (1 / max(1, len(self.ranges))) + 0.5)) if len(self.ranges) else 1
-        self.room = np.full(self.bins ** len(self.ranges), max(1, most // self.bins ** len(self.ranges)))
-        self.z: list[Tensor] = []
-        self.targets: list[Tensor] = []
-        self.count = 0
+        each = self.bins ** len(self.ranges)
+        self.most = np.full((cells, each), max(1, most // (cells * each)))
+        self.held = np.zeros_like(self.most)
+        self.z: list[list[Tensor]] = [[] for _ in range(cells)]
+        self.targets: list[list[Tensor]] = [[] for _ in range(cells)]
 
     @property
     def is_full(self) -> bool:
-        return not self.room.any()
+        return bool((self.held == self.most).all())
 
-    def add(self, z: Tensor, targets: Tensor) -> None:
-        cell = np.zeros(len(z), int)
+    @property
+    def count(self) -> int:
+        return int(self.held.sum())
+
+    def foreseen(self, times: float) -> int:
+        """Samples after so many times as many latents: of every class as many as of the rarest."""
+        return int(len(self.held) * self.held.sum(axis=1).min() * times)
+
+    def add(self, z: Tensor, targets: Tensor, cell: int = 0) -> None:
+        place = np.zeros(len(z), int)
         for column, (low, high) in zip(targets.T.numpy(), self.ranges, strict=True):
-            cell = cell * self.bins + np.minimum((column - low) / (high - low) * self.bins, self.bins - 1).astype(int)
+            place = place * self.bins + np.minimum((column - low) / (high - low) * self.bins, self.bins - 1).astype(int)
         keep = np.zeros(len(z), bool)
-        for number in np.unique(cell):
-            some = np.flatnonzero(cell == number)[: self.room[number]]
+        for number in np.unique(place):
+            room = self.most[cell, number] - self.held[cell, number]
+            some = np.flatnonzero(place == number)[:room]
             keep[some] = True
-            self.room[number] -= len(some)
+            self.held[cell, number] += len(some)
         chosen = torch.from_numpy(keep)
-        self.z.append(z[chosen])
-        self.targets.append(targets[chosen])
-        self.count += int(keep.sum())
+        self.z[cell].append(z[chosen])
+        self.targets[cell].append(targets[chosen])
 
     def joined(self) -> tuple[Tensor, Tensor]:
-        return torch.cat(self.z), torch.cat(self.targets)
+        """z (n, z_dim), targets (n, T), in no order, of every class as many as of the rarest."""
+        if not all(self.z):
+            return torch.zeros(0, 0), torch.zeros(0, 0)
+        z, targets = ([torch.cat(parts) for parts in own] for own in (self.z, self.targets))
+        size = min(map(len, z))
+        order = torch.randperm(size * len(z), generator=torch.Generator().manual_seed(0))
+        return torch.cat([part[:size] for part in z])[order], torch.cat([part[:size] for part in targets])[order]

@@ -67,19 +67,20 @@ class World:
         return {name: found[self.stacks[name]][:, slice(*self.attributes[name].columns)] for name in names}
 
     @torch.no_grad()
-    def log_p(self, z: Tensor, tape: Tape) -> Tensor:
-        """log P (n,) of a tape at z (n, z_dim), statements on values true or false as the tape has them."""
-        names = list(dict.fromkeys(column.attribute for column in tape.columns))
-        return log_probability(tape, read_columns(tape.columns, self.logits(z, self.map(z), names)))
+    def log_p(self, z: Tensor, tapes: Sequence[Tape]) -> Tensor:
+        """log P (tapes, n) of tapes at z (n, z_dim), statements on values true or false as they have them."""
+        names = list(dict.fromkeys(column.attribute for tape in tapes for column in tape.columns))
+        logits = self.logits(z, self.map(z), names)
+        return torch.stack([log_probability(tape, read_columns(tape.columns, logits, len(z))) for tape in tapes])
 
 
-def read_columns(columns: Sequence[Column], logits: Mapping[str, Tensor]) -> Tensor:
+def read_columns(columns: Sequence[Column], logits: Mapping[str, Tensor], n: int) -> Tensor:
     """What a tape reads (n, columns)."""
     found = []
     for column in columns:
         own = logits[column.attribute]
         found.append(own[:, 1] - own[:, 0] if column.index is None else own[:, column.index])
-    return torch.stack(found, dim=1)
+    return torch.stack(found, dim=1) if found else torch.zeros(n, 0)
 
 
 # --- how sure the heads are -----------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def log_probability(tape: Tape, u: Tensor, *, relaxed: bool = False) -> Tensor:
         if name in LEAVES:
             stack.append(LEAVES[name](p, u, *places))
         elif name in ("inside", "outside"):
-            stack.append(missed(interval(p, u, *places, inside=name == "inside"), p[places[1] + 2], relaxed))
+            stack.append(missed(interval(p, u, *places, inside=name == "inside"), float(p[places[1] + 2]), relaxed))
         elif name == "weight":
             stack.append(stack.pop() * float(p[places[0]]))
         else:
@@ -135,7 +136,7 @@ def interval(p: np.ndarray, u: Tensor, column: int, position: int, *, inside: bo
 
 def missed(distance: Tensor, scale: float, relaxed: bool) -> Tensor:
     if relaxed:
-        return (-0.5 * (distance * float(scale)).square()).clamp(min=FALSE)
+        return (-0.5 * (distance * scale).square()).clamp(min=FALSE)
     return torch.where(distance > 0, FALSE, 0.0)
 
 
