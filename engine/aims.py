@@ -22,8 +22,8 @@ from engine.tape import Column, Tape, lower
 # Log-odds. Measured on the demo (14 edits, 96 faces, a judge that took no part): docs/editing.md.
 MARGIN, HELD_MARGIN, LEAST_MARGIN = 4.0, 3.0, 0.5
 # What a residual of 1 stands for: of log-odds, and of values in units of their tolerance.
-ASKED_ODDS, HELD_ODDS = 0.16, 0.5
-ASKED_VALUE, HELD_VALUE = 0.2, 0.6
+ASKED_ODDS, HELD_ODDS = 0.16, 0.3
+ASKED_VALUE, HELD_VALUE = 0.2, 0.4
 TOLERANCE = 0.05  # of values whose tolerance was not measured
 # A value has moved if it has changed by more than this, a class if it is another one.
 NOTICED = 0.1
@@ -32,13 +32,6 @@ TINY = np.finfo(float).tiny
 
 def tolerance(attribute: Attribute) -> float:
     return attribute.tolerance or TOLERANCE
-
-
-def is_moved(attribute: Attribute, before: Array, after: Array) -> Array:
-    """Whether logits (n, C) say something else than those before: another class, or a value that is NOTICED."""
-    if attribute.kind == "class":
-        return before.argmax(axis=1) != after.argmax(axis=1)
-    return ~(np.abs(after[:, 0] - before[:, 0]) <= NOTICED)
 
 
 def columns_of(attribute: Attribute) -> list[Column]:
@@ -59,15 +52,51 @@ def wish(condition: Condition, attributes: Mapping[str, Attribute]) -> Tape:
 class Held:
     """An attribute that is held at an anchor's logits.
 
-    goal (n,)     the class, or the value
+    sharp (n, C)  raw logits of its sharp stack
+    goal (n,)     the class by the sharp stack, or the value that is read
     margin (n,)   log-odds of the class to keep; of a value, unused
     counts (n,)   whether it is held, of each row
     """
 
     attribute: Attribute
+    sharp: Array
     goal: Array
     margin: Array
     counts: Array
+
+    @classmethod
+    def at(cls, attribute: Attribute, sharp: Array, own: Array, counts: Array) -> "Held":
+        """Where rows are; ``own`` (n, columns): what is read of it."""
+        if attribute.kind == "value":
+            return cls(attribute, sharp, own[:, 0], own[:, 0], counts)
+        goal = sharp.argmax(axis=1)
+        odds, _ = log_odds(own, goal)
+        return cls(attribute, sharp, goal, np.clip(odds, LEAST_MARGIN, HELD_MARGIN), counts)
+
+    def residual(self, rows: Array, own: Array) -> tuple[Array, Array]:
+        """Of these rows (n,), and its derivatives (n, columns)."""
+        counts, goal = self.counts[rows], self.goal[rows]
+        if self.attribute.kind == "value":
+            scale = counts / (HELD_VALUE * tolerance(self.attribute))
+            return (own[:, 0] - goal) * scale, scale[:, None]
+        odds, slopes = log_odds(own, goal)
+        behind = np.maximum(self.margin[rows] - odds, 0.0) * (counts / HELD_ODDS)
+        return behind, np.where(behind > 0, -1.0 / HELD_ODDS, 0.0)[:, None] * slopes
+
+    def log_p(self, rows: Array, own: Array) -> Array:
+        """log P (n,) that it has not moved; 0 where it is not held."""
+        if self.attribute.kind == "class":
+            odds, _ = log_odds(own, self.goal[rows])
+            found = -np.logaddexp(0.0, -odds)
+        else:
+            found = within(own[:, 0] - self.goal[rows], NOTICED, 0.5 * tolerance(self.attribute))
+        return np.where(self.counts[rows], found, 0.0)
+
+    def has_moved(self, sharp: Array) -> Array:
+        """Whether these logits (n, C) of the sharp stack say another class, or a value that is NOTICED."""
+        if self.attribute.kind == "class":
+            return self.counts & (self.sharp.argmax(axis=1) != sharp.argmax(axis=1))
+        return self.counts & ~(np.abs(sharp[:, 0] - self.sharp[:, 0]) <= NOTICED)
 
 
 class Aims:
@@ -75,7 +104,6 @@ class Aims:
 
     wish       the condition: see ``wish``
     layout     of each attribute, its part of the R columns
-    held       by ``hold``
     """
 
     def __init__(self, wish: Tape, layout: Mapping[str, slice], held: Sequence[Held]):
@@ -90,7 +118,7 @@ class Aims:
             found[:, k], slopes[:, k, term.columns] = term.residual(u)
         for k, held in enumerate(self.held, len(self.terms)):
             part = self.layout[held.attribute.name]
-            found[:, k], slopes[:, k, part] = hold_back(held, rows, u[:, part])
+            found[:, k], slopes[:, k, part] = held.residual(rows, u[:, part])
         return found, slopes
 
     @property
@@ -103,16 +131,7 @@ class Aims:
 
     def log_kept(self, u: Array, rows: Array) -> Array:
         """log P (n,) of these rows that nothing that is held has moved."""
-        logp = np.zeros(len(u))
-        for held in self.held:
-            part, goal = u[:, self.layout[held.attribute.name]], held.goal[rows]
-            if held.attribute.kind == "class":
-                odds, _ = log_odds(part, goal)
-                own = -np.logaddexp(0.0, -odds)
-            else:
-                own = within(part[:, 0] - goal, NOTICED, 0.5 * tolerance(held.attribute))
-            logp += np.where(held.counts[rows], own, 0.0)
-        return logp
+        return sum((held.log_p(rows, u[:, self.layout[held.attribute.name]]) for held in self.held), np.zeros(len(u)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,26 +187,6 @@ class Asked:
         if self.is_value:
             return within(own[:, 0] - self.parameters[0], self.slack, 0.5 * self.slack)
         return self.value(own)[0]
-
-
-def hold(attribute: Attribute, sharp: Array, read: Array, counts: Array) -> Held:
-    """Hold an attribute where anchors are: raw logits of the sharp stack (n, C), what is read (n, columns)."""
-    if attribute.kind == "value":
-        return Held(attribute, read[:, 0], read[:, 0], counts)
-    goal = sharp.argmax(axis=1)
-    odds, _ = log_odds(read, goal)
-    return Held(attribute, goal, np.clip(odds, LEAST_MARGIN, HELD_MARGIN), counts)
-
-
-def hold_back(held: Held, rows: Array, own: Array) -> tuple[Array, Array]:
-    """Of the rows, a residual (n,) and its derivatives (n, columns), of what is held."""
-    counts, goal = held.counts[rows], held.goal[rows]
-    if held.attribute.kind == "value":
-        scale = counts / (HELD_VALUE * tolerance(held.attribute))
-        return (own[:, 0] - goal) * scale, scale[:, None]
-    odds, slopes = log_odds(own, goal)
-    behind = np.maximum(held.margin[rows] - odds, 0.0) * (counts / HELD_ODDS)
-    return behind, np.where(behind > 0, -1.0 / HELD_ODDS, 0.0)[:, None] * slopes
 
 
 def log_odds(own: Array, goal: Array) -> tuple[Array, Array]:

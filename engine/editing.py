@@ -14,7 +14,7 @@ from typing import TypedDict
 import numpy as np
 from numpy import ndarray as Array
 
-from engine.aims import Aims, Held, hold, is_moved, wish
+from engine.aims import Aims, Held, wish
 from engine.batch import Status
 from engine.bundle import Attribute
 from engine.condition import EVERY_OTHER, And, Condition, Keep, Near, keep, near
@@ -92,8 +92,8 @@ class Editor:
         if lack:
             raise RequestError(f"the ladder cannot serve this edit, because {lack}: choose method='flow'")
         if settings:
-            raise RequestError(f"{' and '.join(settings)} can be given to the flow only: the ladder has no such "
-                               "weights; leave it out, or choose method='flow'")
+            raise RequestError(f"{' and '.join(settings)} can be given to the flow only, because the ladder weighs "
+                               "nothing: leave out, or choose method='flow'")
         if not is_statement(wanted):
             raise RequestError(f"near and keep, as in {wanted}, are terms of the flow: leave them out, because the "
                                "ladder holds what is not asked for, or choose method='flow'")
@@ -149,30 +149,26 @@ class Editor:
 
     def climb_together(self, task: "Task", samples: Sequence[Sample], names: Sequence[str] | None) -> list[Sample]:
         """Samples of one task."""
-        attributes, rows = self.matters(task.target, names), self.rows_of(task, samples)
+        attributes, rows = self.matters(task.target, names), self.rows_of(samples)
         reader = Reader(self.bundle, attributes)
+
+        def follow(some: Array) -> tuple[Array, Array]:
+            found = self.follow_flow([samples[i] for i in some.tolist()], task.wanted, names)
+            return np.stack([s.w for s in found]), np.array([s.evaluations for s in found])
+
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a row that overflows gets a status
             first, here = (self.read(reader, rows, w) for w in (rows.anchor_w, rows.w))
-            held = [self.hold(a, task, reader, first, here) for a in attributes if a.name in self.held(task, names)]
+            kept = self.kept(task, names)
+            held = [self.hold(a, task, reader, first, here) for a in attributes if a.name in kept]
             aims = Aims(wish(task.asked, self.bundle.attributes), reader.layout, held)
-
-            def follow(some: Array) -> tuple[Array, Array, Array]:
-                found = self.follow_flow([samples[i] for i in some.tolist()], task.wanted, names)
-                return (np.stack([s.latent for s in found]), np.stack([s.w for s in found]),
-                        np.array([s.evaluations for s in found]))
-
-            ladder = Ladder(self.bundle, self.flows, reader, aims, rows, follow)
-            ends = ladder.climb(first.u)
-            before = {h.attribute.name: (here if task.is_former(h.attribute.name) else first).sharp[h.attribute.name]
-                      for h in held}
-            moved = {h.attribute.name: h.counts & is_moved(h.attribute, before[h.attribute.name],
-                                                           ends.sharp[h.attribute.name]) for h in held}
+            ends = Ladder(self.bundle, self.flows, reader, aims, rows, follow).climb(first, here)
+            moved = {h.attribute.name: h.has_moved(ends.sharp[h.attribute.name]) for h in held}
             energies = self.energies(task, ends)
-        return [sample_of(task, sample, ends, i, energies[i], tuple(name for name, found in moved.items() if found[i]))
+        return [sample_of(task, sample, ends, i, float(energies[i]), tuple(name for name in moved if moved[name][i]))
                 for i, sample in enumerate(samples)]
 
-    def held(self, task: "Task", names: Sequence[str] | None) -> set[str]:
-        """The attributes that are held: those that are not asked for now, as far as they are to be kept."""
+    def kept(self, task: "Task", names: Sequence[str] | None) -> set[str]:
+        """The attributes that are held: of those that are to be kept, what is not asked for now."""
         kept = set() if not names else set(self.bundle.attributes) if EVERY_OTHER in names else set(names)
         return kept - set(task.wanted.attributes())
 
@@ -181,33 +177,25 @@ class Editor:
         name = attribute.name
         part, counts = reader.layout[name], np.ones(len(first.u), bool)
         if not task.is_former(name):
-            return hold(attribute, first.sharp[name], first.u[:, part], counts)
-        for term in task.former:
-            if name in term.attributes():
-                counts &= satisfied(term, self.bundle.attributes, here.sharp)
-        return hold(attribute, here.sharp[name], here.u[:, part], counts)
+            return Held.at(attribute, first.sharp[name], first.u[:, part], counts)
+        for term in (term for term in task.former if name in term.attributes()):
+            counts &= satisfied(term, self.bundle.attributes, here.sharp)
+        return Held.at(attribute, here.sharp[name], here.u[:, part], counts)
 
     def read(self, reader: Reader, rows: Rows, w: Array) -> Reading:
         with self.flows.borrow(self.bundle.spaces["w"]) as flow:
             latents = np.ascontiguousarray(w, self.flows.solving.dtype)
             return reader.read(flow, latents, rows.psi, rows.label, slopes=False)
 
-    def rows_of(self, task: "Task", samples: Sequence[Sample]) -> Rows:
-        g, dtype = self.bundle.generator, self.flows.solving.dtype
-        anchors = [sample.anchor or sample for sample in samples]
-        requests = [sample.request for sample in samples]
+    def rows_of(self, samples: Sequence[Sample]) -> Rows:
+        def stack(found: Iterable[Sample]) -> Array:
+            width = self.bundle.generator.w_dim
+            return np.stack([checked_latent(sample.w, width, "w", finite=False) for sample in found]).astype(dtype)
 
-        def latents(found: Sequence[Array | None], width: int, name: str) -> Array:
-            return np.stack([checked_latent(x, width, name, finite=False) for x in found]).astype(dtype)
-
-        begins = [a.z if s.z is None else s.z for s, a in zip(samples, anchors, strict=True)]
-        return Rows(
-            latents(begins, g.z_dim, "z") if task.has_z else None, np.array([s.z is not None for s in samples]),
-            latents([s.w for s in samples], g.w_dim, "w"),
-            latents([a.z for a in anchors], g.z_dim, "z") if task.has_z else None,
-            latents([a.w for a in anchors], g.w_dim, "w"), np.array([[self.starts.psi(r)] for r in requests], dtype),
-            np.array([self.starts.label(r) if task.has_z else 0 for r in requests], np.int64),
-        )
+        dtype = self.flows.solving.dtype
+        psi = np.array([[self.starts.psi(sample.request)] for sample in samples], dtype)
+        return Rows(stack(samples), stack(sample.anchor or sample for sample in samples), psi,
+                    np.zeros(len(samples), np.int64))
 
     def energies(self, task: "Task", ends: Ends) -> Array:
         """-log p (n,) of the target, by the sharp heads."""
@@ -222,20 +210,18 @@ class Task:
 
     wanted   what is asked for now;  former: the terms that earlier edits of the chain asked for, and that still count
     target   these, and what the chain's first picture was asked for: the condition of the result
-    has_z    whether there is a z to begin at
     """
 
     wanted: Condition
     former: tuple[Condition, ...]
     target: Condition
-    has_z: bool
 
     @classmethod
     def of(cls, sample: Sample, wanted: Condition) -> "Task":
         anchor = sample.anchor or sample
         terms, first = kept_terms(sample.condition, wanted), terms_of(anchor.condition)
         former = tuple(term for term in terms if term not in first)
-        return cls(wanted, former, conjunction([wanted, *terms]), anchor.z is not None)
+        return cls(wanted, former, conjunction([wanted, *terms]))
 
     @property
     def asked(self) -> Condition:
@@ -255,12 +241,13 @@ def tasks_of(samples: Sequence[Sample], wanted: Condition) -> dict[Task, list[in
 
 
 def sample_of(task: Task, sample: Sample, ends: Ends, i: int, energy: float, changed: tuple[str, ...]) -> Sample:
+    """The result of row ``i``: in w, unless it stayed where it was."""
     request = replace(sample.request, condition=task.target, z=sample.z, w=sample.w if sample.z is None else None)
     is_whole = np.isfinite(energy) and np.isfinite(ends.w[i]).all()
     steps, evaluations, rejected = ends.spent[i].tolist()
     return Sample(
-        request=request, z=ends.z[i].copy() if ends.has_z[i] else None, w=ends.w[i].copy(),
-        logits={name: ends.sharp[name][i].copy() for name in task.target.attributes()}, energy=float(energy),
+        request=request, z=sample.z if ends.stayed[i] else None, w=sample.w if ends.stayed[i] else ends.w[i].copy(),
+        logits={name: ends.sharp[name][i].copy() for name in task.target.attributes()}, energy=energy,
         status=Status.DONE if is_whole else Status.NONFINITE, steps=steps, evaluations=evaluations, rejected=rejected,
         forced=0, anchor=sample.anchor or sample, changed=changed,
     )

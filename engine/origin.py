@@ -4,10 +4,10 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine import __version__
+from engine.runtimes.packages import installed
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "onnx")  # what decides results and speed
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,17 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Of this engine, of Python, and of those of the packages that are installed."""
     return {"lace-engine": __version__, "python": platform.python_version(), **installed(packages)}
-
-
-def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those of the packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def machine() -> dict:

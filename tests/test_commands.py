@@ -26,8 +26,8 @@ from engine.cli.options import UsageError
 from engine.cli.readings import notes
 from engine.cli.recipe import RECIPE
 from engine.grammar import parse
-from engine.origin import installed
 from engine.runtimes import MissingRuntime, packages
+from engine.runtimes.packages import installed
 from engine.text import code, markdown, table_row, to_json, visible
 from exporter import cli as export_command
 from exporter import export

@@ -363,7 +363,7 @@ SYNTHESIS, MAPPING = "synthesis.onnx", "mapping.onnx"
         (MAPPING, place("offset", str(10**12)), "end at byte 10000000000.. of field.safetensors, which has"),
         (MAPPING, place("offset", "-8"), "must say location, offset and length"),
         (MAPPING, place("length", "4"), "has 4 bytes; expected 64"),
-        ("head.smile.onnx", operator("Softmax", at=1), "the operator Softmax"),
+        ("head.smile.onnx", operator("TopK", at=1), "the operator TopK"),
         ("head.smile.sharp.onnx", operator("NonZero"), "the operator NonZero"),
         ("linearise.onnx", operator("Scan", at=3), "the operator Scan"),
         ("pullback.onnx", rename_output, "its outputs are 'picture'; expected 'dz'"),

@@ -56,4 +56,4 @@ def test_the_suite_needs_sharp_heads_in_the_bundle(tmp_path_factory, tmp_path, c
         code = cli.main([str(bundle.path), "--judge", judge, "--identity", str(tmp_path / "identity.safetensors"),
                          "--suite", "oneshot", "--out", str(tmp_path / "out"), "--count", "2"])
     assert code == BAD_INPUT
-    assert "fits maps to the sharp heads of a bundle" in capsys.readouterr().err.replace("\n", " ")
+    assert "the suite oneshot needs sharp heads, which this bundle lacks" in capsys.readouterr().err.replace("\n", " ")

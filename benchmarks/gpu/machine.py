@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from engine.cuda.compile import nvrtc_version
 from engine.cuda.driver import VERSION, Device
-from engine.origin import installed
+from engine.runtimes.packages import installed
 
 PACKAGES = ("cuda-core", "torch", "jax", "diffrax", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
             "cupy-cuda13x")

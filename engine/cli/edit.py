@@ -9,13 +9,15 @@ from numpy import ndarray as Array
 from rich.table import Table
 from rich.text import Text
 
+from engine.aims import NOTICED
 from engine.cli.beginnings import Beginnings, add_start_options
 from engine.cli.console import OK, Parser, Terminal, guarded, new_table, parse, progress_bar, write_json
-from engine.cli.options import UsageError, add_sampler_options, finite, open_sampler, opened
+from engine.cli.options import UsageError, add_sampler_options, finite, one_of, open_sampler, opened
 from engine.cli.readings import Tally, notes, readings
 from engine.cli.recipe import Edit, Recipe, chunks, engine_facts, request_facts
 from engine.cli.writing import SAMPLES, head, record
 from engine.condition import Condition
+from engine.editing import FLOW, LADDER, METHODS
 from engine.folders import writing_folder
 from engine.grammar import parse as parse_condition
 from engine.pictures import save_png, table, to_image
@@ -24,13 +26,11 @@ from engine.sampler import Sampler
 from engine.text import to_json
 
 CELL = 160
-# An attribute that no edit asked for has moved if it has another class, or if its value or the probability of its
-# class has changed by more than this.
-NOTICED = 0.1
 ASKED, MOVED, KEPT = "asked", "moved", "kept"
 LOOKS = {ASKED: "green", MOVED: "yellow", KEPT: "dim"}
 LEGEND = (f"{ASKED}: the edit is about it; {MOVED}: not asked for, and of another class or changed by more than "
           f"{NOTICED:g}; {KEPT}: the rest. Each stage is compared with the one before it.")
+CHANGED = "changed: what nobody asked for and could not be kept, compared with the first picture, by the sharp heads."
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,10 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("edits", metavar="EDIT", nargs="+", help="conditions, one for each stage")
     add_start_options(parser, "of the picture that is edited (0)")
     add("--start", metavar="CONDITION", help="what the picture shows before the first edit (anything)")
-    add("--near", type=finite, default=0.04, metavar="K", help="hold on to the latents; 0: off (0.04)")
     add("--keep", default="*", metavar="NAMES", help="attributes to hold, with commas; * all others; '' none (*)")
-    add("--keep-weight", type=finite, default=0.01, metavar="K", help="how strongly (0.01)")
-    add("--forget", action="store_true", help="do not hold on to the targets of earlier stages")
+    add("--method", type=one_of("method", METHODS), metavar="NAME",
+        help="ladder changes as little else as it can; flow is the paper's (ladder, if the bundle has sharp heads)")
+    add("--near", type=finite, metavar="K", help="of the flow: hold on to the latents; 0: off (0.04)")
+    add("--keep-weight", type=finite, metavar="K", help="of the flow: how strongly attributes are held (0.01)")
+    add("--forget", action="store_true", help="of the flow: do not hold on to the targets of earlier stages")
     add("--out", default="out", metavar="DIR", help="folder for the pictures (out)")
     add("--overwrite", action="store_true", help="replace DIR if it is an earlier result")
     add("--json", action="store_true", help="write samples.json to standard output too")
@@ -59,8 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
 def edit_options(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of ``Sampler.edit``."""
     keep = [name.strip() for name in options.keep.split(",")] if options.keep.strip() else None
-    return {"keep": keep, "keep_weight": options.keep_weight, "near": options.near or None,
-            "hold": not options.forget}
+    settings = {"keep_weight": options.keep_weight, "near": options.near}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given.get("near") == 0:
+        given["near"] = None
+    return {"method": options.method, "keep": keep, **given, **({"hold": False} if options.forget else {})}
 
 
 def stages(sampler: Sampler, start: Sample, edits: Sequence[Condition], arguments: Mapping[str, Any]) -> list[Sample]:
@@ -105,6 +110,15 @@ def changes_table(edits: Sequence[Condition], found: Sequence[Mapping[str, Any]]
     return result
 
 
+def report_changed(console: Terminal, edits: Sequence[Condition], samples: Sequence[Sample]) -> None:
+    """After which edits something that nobody asked for was not kept."""
+    for edit, sample in zip(edits, samples[1:], strict=True):
+        if sample.changed:
+            console.say(f"changed: {', '.join(sample.changed)} (after {edit})", "yellow")
+    if any(sample.changed for sample in samples):
+        console.print(CHANGED, style="dim")
+
+
 def shown(value: float | dict[str, float]) -> str:
     name, number = likeliest(value)
     return f"{name} {number:.0%}" if name else f"{number:.2f}"
@@ -116,7 +130,9 @@ class Stages:
     def __init__(self, sampler: Sampler, samples: Sequence[Sample], titles: Sequence[str], beginnings: Beginnings,
                  options: argparse.Namespace):
         self.sampler, self.samples, self.titles, self.start = sampler, samples, titles, beginnings.at(0)
-        self.arguments, self.precision = edit_options(options), options.precision
+        # The method that was taken, so that the recipe does not depend on what the default is.
+        method = LADDER if samples[-1].anchor else FLOW
+        self.arguments, self.precision = {**edit_options(options), "method": method}, options.precision
 
     def chunks(self, last: int) -> dict[str, str]:
         """Of the picture after so many edits: it is drawn again from the first, edit by edit."""
@@ -124,7 +140,9 @@ class Stages:
         edits = tuple(Edit(title, self.arguments) for title in self.titles[1 : last + 1])
         recipe = Recipe(engine_facts(self.sampler, self.precision), first, self.start, edits)
         condition = request_facts(self.samples[last], self.sampler)["condition"]
-        return {**chunks(recipe), "Condition": condition or "", "Edit": self.titles[last]}
+        changed = self.samples[last].changed
+        return {**chunks(recipe), "Condition": condition or "", "Edit": self.titles[last],
+                **({"Changed": ", ".join(changed)} if changed else {})}
 
     def write(self, folder: Path, logits: Sequence[Mapping[str, Array]], words: Sequence[Mapping[str, str]]) -> dict:
         """Returns what samples.json holds."""
@@ -133,7 +151,7 @@ class Stages:
             name = f"{i:02}.png"
             save_png(folder / name, to_image(sample.image), self.chunks(i))
             records.append({"file": name, "edit": title, **record(sample, self.sampler, values, self.start),
-                            **({"changes": words[i - 1]} if i else {})})
+                            **({"changes": words[i - 1], "changed": sample.changed} if i else {})})
         strip = table([[to_image(sample.image) for sample in self.samples]], CELL, captions=self.titles)
         people = {name: text for name, text in self.chunks(len(self.samples) - 1).items() if name != "Recipe"}
         save_png(folder / "strip.png", strip, people)
@@ -169,6 +187,7 @@ def edit(options: argparse.Namespace) -> int:
         return OK
     console.print(changes_table(edits, found, words))
     console.print(LEGEND, style="dim")
+    report_changed(console, edits, samples)
     console.say(f"{len(samples)} pictures in {options.out} (see {Path(options.out) / 'strip.png'})")
     tally = Tally(None, attributes)
     tally.add(samples, logits)

@@ -20,6 +20,7 @@ from PIL import Image
 from engine.bundle import Bundle
 from engine.cli.latents import NVIDIA_SEEDS, nvidia_latent
 from engine.cli.options import UsageError
+from engine.editing import METHODS
 from engine.errors import LaceError
 from engine.grammar import parse
 from engine.origin import versions
@@ -254,6 +255,7 @@ def checked_start(facts: Any) -> Beginning:
 
 # Arguments of ``Sampler.edit`` and what they may be.
 EDIT_OPTIONS: Mapping[str, Callable[[Any], bool]] = {
+    "method": lambda value: value in METHODS,
     "keep": lambda value: value is None or (isinstance(value, list) and all(map(is_text, value))),
     "keep_weight": lambda value: is_number(value, 0, 1e9),
     "near": lambda value: value is None or is_number(value, 0, 1e9),

@@ -1,8 +1,9 @@
 """ONNX Runtime comes in two packages that share one folder: what is wrong where both are, or were, installed."""
 
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-from engine.origin import installed
 from engine.runtimes import MissingRuntime
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
@@ -23,3 +24,14 @@ def cuda_advice() -> str:
         return (f"{' and '.join(PACKAGES)} are both installed and share one folder; keep one: pip uninstall -y "
                 f"{' '.join(PACKAGES)} && pip install 'lace-engine[gpu]'")
     return "install it with: pip uninstall -y onnxruntime && pip install 'lace-engine[gpu]'"
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
