@@ -10,18 +10,21 @@ Christen, Fox, "Markov chain Monte Carlo using an approximation", J. Comput. Gra
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy import ndarray as Array
 
 from engine.batch import Status
 from engine.bundle import Attribute
-from engine.classifier import ImageClassifier, check_fits, names
 from engine.condition import And, Condition, Is, Keep, Near, Not, Or, Weighted, Within
 from engine.drive import Ticket
 from engine.errors import ClassifierError, SolveError
 from engine.requests import Sample
 from engine.tape import satisfied
+
+if TYPE_CHECKING:  # late: whoever checks nothing need not wait for it
+    from engine.classifier import ImageClassifier
 
 MAX_DECODES = 32
 VALUE = 0.1  # within which a picture meets a value whose attribute has no tolerance
@@ -35,7 +38,7 @@ class Check:
     max_decodes   pictures of a row at most
     """
 
-    classifier: ImageClassifier
+    classifier: "ImageClassifier"
     attributes: Mapping[str, Attribute]
     max_decodes: int = MAX_DECODES
 
@@ -45,6 +48,8 @@ class Check:
 
     def require(self, condition: Condition) -> None:
         """Raises ClassifierError unless the classifier can tell something of what a condition asks."""
+        from engine.classifier import check_fits, names
+
         known = {a.name: a for a in self.classifier.attributes}
         shared = [name for name in condition.attributes() if name in known and name in self.attributes]
         for name in shared:
@@ -104,6 +109,8 @@ class Check:
 
 def open_check(path: str | os.PathLike, attributes: Mapping[str, Attribute], max_decodes: int | None) -> Check:
     """Raises ClassifierError."""
+    from engine.classifier import ImageClassifier
+
     return Check(ImageClassifier(path), attributes, MAX_DECODES if max_decodes is None else max_decodes)
 
 
