@@ -146,8 +146,8 @@ class Ladder:
         best.stayed[:] = True
         calm = self.aims.log_kept(first.u, every) + np.log(CALM)
         for way in (self.from_here, self.from_the_flow):
-            is_calm = best.kept >= calm
-            doubtful = np.flatnonzero(~(is_calm & (best.asked > np.log(SURE))))
+            is_finite = np.isfinite(best.w).all(axis=1)  # nothing leads away from infinity
+            doubtful = np.flatnonzero(is_finite & ~((best.asked > np.log(SURE)) & (best.kept >= calm)))
             if not len(doubtful):
                 break
             best.take(doubtful, way(doubtful))

@@ -48,11 +48,11 @@ def keeping(study: Study, samples: Sequence[Sample], condition: Condition) -> li
 
 def free(study: Study, samples: Sequence[Sample], condition: Condition) -> list[Sample]:
     """Earlier targets are held; no other attribute is, and no distance counts."""
-    return study.sampler.edit(samples, condition, keep=None, near=None)
+    return study.sampler.edit(samples, condition, method="flow", keep=None, near=None)
 
 
 def paper(study: Study, samples: Sequence[Sample], condition: Condition) -> list[Sample]:
-    return study.open_sampler(solver=SharedDopri5(), capacity=BATCH).edit(samples, condition)
+    return study.open_sampler(solver=SharedDopri5(), capacity=BATCH).edit(samples, condition, method="flow")
 
 
 def linear(study: Study, samples: Sequence[Sample], condition: Condition, *, conditional: bool) -> list[Sample]:
